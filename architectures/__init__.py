@@ -1,0 +1,54 @@
+"""Name -> model: the registry over the table of architectures. Importing it imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from smp3d_export.architectures.catalogue import SPECS, ArchitectureSpec
+from smp3d_export.errors import unknown
+
+if TYPE_CHECKING:
+    from smp3d_export.architectures.base import SegmentationModel
+
+__all__ = ["ARCHITECTURES", "ArchitectureSpec", "architecture_spec", "create_model"]
+
+ARCHITECTURES: Mapping[str, ArchitectureSpec] = MappingProxyType({spec.name: spec for spec in SPECS})
+
+
+def architecture_spec(name: str) -> ArchitectureSpec:
+    """The row of an architecture, its class name written in any case.
+
+    Raises:
+        UsageError: no architecture has that name; the message has the nearest.
+    """
+    for spec in SPECS:
+        if spec.name.lower() == name.lower():
+            return spec
+    raise unknown("architecture", name, ARCHITECTURES, "smp3d-export list architectures")
+
+
+def create_model(
+    arch: str,
+    encoder_name: str = "resnet34",
+    encoder_weights: str | None = "imagenet",
+    in_channels: int = 3,
+    classes: int = 1,
+    **kwargs: Any,
+) -> SegmentationModel:
+    """Any architecture by its name; `kwargs` are further arguments of its class, which refuses ones it does not have.
+
+    Raises:
+        UsageError: there is no such architecture or encoder, or an argument that cannot be.
+    """
+    spec = architecture_spec(arch)
+    cls = getattr(importlib.import_module(f"smp3d_export.architectures.{spec.module}"), spec.name)
+    return cls(
+        encoder_name=encoder_name,
+        encoder_weights=encoder_weights,
+        in_channels=in_channels,
+        classes=classes,
+        **kwargs,
+    )

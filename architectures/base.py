@@ -1,0 +1,97 @@
+"""The model that every architecture derives from: encoder, decoder, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smp3d_export.architectures import ARCHITECTURES
+from smp3d_export.architectures.heads import ClassificationHead
+from smp3d_export.contract import check_multiples
+from smp3d_export.encoders import encoder_spec, get_encoder
+from smp3d_export.encoders.base import Encoder
+from smp3d_export.encoders.spec import Triple
+from smp3d_export.errors import UsageError
+
+
+class SegmentationModel(nn.Module):
+    """An encoder, a decoder and one or two heads, under the names that the published package's state dicts have."""
+
+    encoder: Encoder
+    decoder: nn.Module
+    segmentation_head: nn.Module
+    classification_head: nn.Module | None
+
+    @property
+    def multiple(self) -> Triple:
+        """What each volume axis (H, W, D) of an input must be a multiple of."""
+        return self.encoder.total_stride
+
+    @property
+    def least(self) -> Triple:
+        """The smallest volume (H, W, D) that the network takes."""
+        return self.multiple
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """(N, C, H, W, D) to masks (N, classes, H, W, D); with a classification head also labels (N, aux classes).
+
+        Raises:
+            ShapeError: a volume axis is not a multiple of `multiple`.
+        """
+        if not torch.compiler.is_compiling():  # a captured graph has its contract instead
+            check_multiples(x.shape[-3:], self.multiple)
+        features = self.encoder(x)
+        masks = self.segmentation_head(self.decoder(features))
+        if self.classification_head is None:
+            return masks
+        return masks, self.classification_head(features[-1])
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """`forward` in eval mode, without gradients."""
+        if self.training:
+            self.eval()
+        return self(x)
+
+
+def encoder_for(
+    model: SegmentationModel,
+    name: str,
+    *,
+    in_channels: int,
+    depth: int,
+    weights: str | None,
+    strides: Sequence[Sequence[int]],
+    output_stride: int = 32,
+) -> Encoder:
+    """The encoder of a model under construction.
+
+    Raises:
+        UsageError: the architecture cannot have this encoder, or an argument of the encoder cannot be.
+    """
+    # A subclass of a user's own is of the architecture that it derives from.
+    spec = next(ARCHITECTURES[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in ARCHITECTURES)
+    refusal = spec.refusal(encoder_spec(name))
+    if refusal:
+        raise UsageError(f"{spec.name} with {name} cannot be: {refusal}")
+    return get_encoder(name, in_channels, depth, weights, output_stride, strides)
+
+
+def classification_head(channels: int, aux_params: Mapping[str, Any] | None) -> ClassificationHead | None:
+    """The head for `aux_params` (`classes`, `pooling`, `dropout`, `activation`), or none without.
+
+    Raises:
+        UsageError: `aux_params` lacks `classes` or has a key that is not of these.
+    """
+    if aux_params is None:
+        return None
+    strange = sorted(set(aux_params) - {"classes", "pooling", "dropout", "activation"})
+    if strange or "classes" not in aux_params:
+        raise UsageError(
+            f"aux_params has {', '.join(strange) if strange else 'no classes'}; "
+            "it takes classes, and optionally pooling, dropout and activation"
+        )
+    return ClassificationHead(channels, **aux_params)

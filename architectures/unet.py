@@ -1,0 +1,125 @@
+"""Unet in 3D (Ronneberger et al., arXiv:1505.04597), on any encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
+from smp3d_export.architectures.heads import SegmentationHead
+from smp3d_export.architectures.layers import ActivationArgument, Attention, ConvBlock
+from smp3d_export.encoders.base import Encoder
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, Triple
+from smp3d_export.errors import UsageError
+
+
+class Unet(SegmentationModel):
+    """A decoder that upsamples by the encoder's strides and concatenates its feature maps, coarsest first.
+
+    Args:
+        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_depth: how many of the encoder's five stages run.
+        encoder_weights: name of published weights, or None for random ones.
+        decoder_use_batchnorm: batch normalisation in the decoder; without, its convolutions have a bias.
+        decoder_channels: of the decoder's blocks, coarsest first; one for each stage.
+        decoder_attention_type: `scse` or None.
+        in_channels: C of the input.
+        classes: channels of the masks.
+        activation: of the masks: a name, a callable that makes a module, or None for logits.
+        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: of the stages, a triple for H, W and D each.
+
+    Raises:
+        UsageError: arguments that do not go together.
+    """
+
+    def __init__(
+        self,
+        encoder_name: str = "resnet34",
+        encoder_depth: int = 5,
+        encoder_weights: str | None = "imagenet",
+        decoder_use_batchnorm: bool = True,
+        decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        decoder_attention_type: str | None = None,
+        in_channels: int = 3,
+        classes: int = 1,
+        activation: ActivationArgument = None,
+        aux_params: Mapping[str, Any] | None = None,
+        strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder_for(
+            self,
+            encoder_name,
+            in_channels=in_channels,
+            depth=encoder_depth,
+            weights=encoder_weights,
+            strides=strides,
+        )
+        self.decoder = UnetDecoder(
+            self.encoder,
+            decoder_channels,
+            batchnorm=decoder_use_batchnorm,
+            attention=decoder_attention_type,
+        )
+        self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, activation=activation)
+        self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
+        self.name = f"u-{encoder_name}"
+
+
+class UnetDecoder(nn.Module):
+    """A block per stage, coarsest first; the last has no skip, for the input itself is not concatenated."""
+
+    def __init__(
+        self, encoder: Encoder, decoder_channels: Sequence[int], *, batchnorm: bool, attention: str | None
+    ) -> None:
+        super().__init__()
+        if len(decoder_channels) != encoder.depth:
+            raise UsageError(
+                f"decoder_channels has {len(decoder_channels)} numbers, but the encoder has {encoder.depth} stages: "
+                "give one for each"
+            )
+        inputs, *skips = reversed(encoder.out_channels[1:])
+        self.center = nn.Identity()
+        if encoder.spec.unet_center:
+            self.center = nn.Sequential(
+                ConvBlock(inputs, inputs, batchnorm=batchnorm), ConvBlock(inputs, inputs, batchnorm=batchnorm)
+            )
+        self.blocks = nn.ModuleList()
+        for skip, outputs, stride in zip([*skips, 0], decoder_channels, reversed(encoder.strides), strict=True):
+            self.blocks.append(DecoderBlock(inputs, skip, outputs, stride, batchnorm=batchnorm, attention=attention))
+            inputs = outputs
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's feature maps to one of the input's size."""
+        head, *skips = reversed(features[1:])
+        x = self.center(head)
+        for block, skip in zip(self.blocks, [*skips, None], strict=True):
+            x = block(x, skip)
+        return x
+
+
+class DecoderBlock(nn.Module):
+    """Nearest upsampling by the stage's stride, concatenation with the skip, two convolutions."""
+
+    def __init__(
+        self, inputs: int, skip: int, outputs: int, stride: Triple, *, batchnorm: bool, attention: str | None
+    ) -> None:
+        super().__init__()
+        self.scale = tuple(float(s) for s in stride)
+        self.conv1 = ConvBlock(inputs + skip, outputs, batchnorm=batchnorm)
+        self.attention1 = Attention(attention, inputs + skip)
+        self.conv2 = ConvBlock(outputs, outputs, batchnorm=batchnorm)
+        self.attention2 = Attention(attention, outputs)
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
+        if skip is not None:
+            if skip.shape[1]:  # a Mix Vision Transformer has no map of the first stage
+                x = torch.cat([x, skip], dim=1)
+            x = self.attention1(x)
+        return self.attention2(self.conv2(self.conv1(x)))

@@ -1,0 +1,84 @@
+"""What a row of the encoder table holds, and the strides of an encoder. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from smp3d_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from smp3d_export.encoders.base import Encoder
+
+Triple = tuple[int, int, int]
+Strides = tuple[Triple, ...]
+
+STAGES = 5
+DEFAULT_STRIDES: Strides = ((2, 2, 2),) * STAGES
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """One encoder of a family.
+
+    `channels` are those of the feature maps after each of the five stages; `parameters` counts the weights in 3D
+    with one input channel.
+    """
+
+    name: str
+    channels: tuple[int, int, int, int, int]
+    parameters: int
+
+    family: ClassVar[str]
+    implementation: ClassVar[str]
+    """`module:class` of the family's encoder, imported when one is built."""
+    stem: ClassVar[str]
+    """Key of the weight whose second dimension is the number of input channels."""
+    unet_center: ClassVar[bool] = False
+    """Whether a Unet puts two more convolutions between the encoder and its decoder."""
+    undilatable: ClassVar[str | None] = None
+    """Why the last stages cannot be made dilated, for families where they cannot."""
+    entry_channels: ClassVar[int | None] = None
+    """Channels of the feature map of full size, in families that have one; in the others it is the input."""
+
+    @property
+    def has_first_map(self) -> bool:
+        """Whether the first stage gives a feature map; Mix Vision Transformers start with the second."""
+        return self.channels[0] > 0
+
+    def build(self, *, in_channels: int, depth: int, strides: Strides) -> Encoder:
+        """The encoder for `in_channels` with `depth` stages; `strides` has one triple for each of the five."""
+        module, _, name = self.implementation.partition(":")
+        cls = getattr(importlib.import_module(f"smp3d_export.encoders.{module}"), name)
+        return cls(self, in_channels=in_channels, depth=depth, strides=strides)
+
+
+def as_strides(strides: Sequence[Sequence[int]], depth: int) -> Strides:
+    """`strides` as five triples, those after the first `depth` stages (which are not used) being 2.
+
+    Raises:
+        UsageError: fewer than `depth` or more than five triples, or a stride that is not 1, 2, 3 or 4.
+    """
+    if not depth <= len(strides) <= STAGES:
+        raise UsageError(
+            f"strides has {len(strides)} triples; an encoder of depth {depth} takes {depth} to {STAGES}, "
+            "written like 2,2,2/2,2,1/..."
+        )
+    triples = []
+    for stage, stride in enumerate(strides, start=1):
+        if len(stride) != 3 or any(s not in (1, 2, 3, 4) for s in stride):
+            raise UsageError(
+                f"stride {tuple(stride)} of stage {stage} is not three numbers of 1, 2, 3 or 4, one each for H, W and D"
+            )
+        triples.append((int(stride[0]), int(stride[1]), int(stride[2])))
+    return tuple(triples[:depth]) + DEFAULT_STRIDES[depth:]
+
+
+def product(strides: Sequence[Triple]) -> Triple:
+    """The total of `strides`, per volume axis."""
+    total = (1, 1, 1)
+    for h, w, d in strides:
+        total = (total[0] * h, total[1] * w, total[2] * d)
+    return total

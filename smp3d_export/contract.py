@@ -1,0 +1,241 @@
+"""The shape contract: for each axis a minimum, an optimum, a maximum and a multiple, and what backends make of it.
+
+Imports no torch, so that a runtime can check a volume before it runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from smp3d_export.errors import ShapeError
+
+AXES = ("N", "C", "H", "W", "D")
+Shape = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The sizes that one axis takes: the multiples of `multiple` from `min` to `max`; `opt` is what to be fast at."""
+
+    name: str
+    min: int
+    opt: int
+    max: int
+    multiple: int = 1
+
+    @property
+    def dynamic(self) -> bool:
+        return self.min < self.max
+
+    def accepts(self, size: int) -> bool:
+        return self.min <= size <= self.max and size % self.multiple == 0
+
+    def __str__(self) -> str:
+        if not self.dynamic:
+            return f"{self.name} {self.opt}"
+        return f"{self.name} {self.min}–{self.max}" + (f" by {self.multiple}" if self.multiple > 1 else "")
+
+
+@dataclass(frozen=True)
+class ShapeContract:
+    """The shapes (N, C, H, W, D) that a network is captured for and an artifact runs."""
+
+    axes: tuple[Axis, Axis, Axis, Axis, Axis]
+
+    @classmethod
+    def of(
+        cls,
+        opt: Sequence[int],
+        *,
+        multiple: Sequence[int],
+        least: Sequence[int] | None = None,
+        min: Sequence[int] | None = None,
+        max: Sequence[int] | None = None,
+        static: bool = False,
+        network: str = "the network",
+    ) -> ShapeContract:
+        """The contract around an optimum.
+
+        Args:
+            opt: the optimum (N, C, H, W, D).
+            multiple: what H, W and D must be multiples of.
+            least: the smallest H, W and D that the network takes; `multiple` without.
+            min: the smallest (N, C, H, W, D); by default one of N, and `least`.
+            max: the largest; by default twice the optimum, N too.
+            static: freeze every axis at the optimum.
+            network: what messages call the network.
+
+        Raises:
+            ShapeError: a size is no multiple, is below `least`, or the three are not in order.
+        """
+        for what, shape in (("--shape", opt), ("--min", min), ("--max", max)):
+            if shape is not None and (len(shape) != len(AXES) or any(size < 1 for size in shape)):
+                raise ShapeError(
+                    f"{what} is {written(shape)}; it takes five positive numbers N,C,H,W,D, for example 1,1,128,128,64"
+                )
+        if static and (min or max):
+            raise ShapeError("--static freezes every axis at --shape, so it does not go with --min or --max")
+        multiples = (1, 1, *multiple)
+        floor = (1, opt[1], *(least or multiple))
+        for what, shape in (("--shape", opt), ("--min", min), ("--max", max)):
+            if shape is None:
+                continue
+            if shape[1] != opt[1]:
+                raise ShapeError(
+                    f"{what} has C {shape[1]}, but the network has {opt[1]} input channels: C is not dynamic"
+                )
+            flag = "" if what == "--shape" else f" of {what}"
+            for name, size, k, lowest in zip(AXES, shape, multiples, floor, strict=True):
+                if size % k:
+                    below, above = size // k * k, (size // k + 1) * k
+                    use = f"{below} or {above}" if below >= lowest else str(above if above >= lowest else lowest)
+                    raise ShapeError(f"{name}{flag} is {size}, but {network} needs a multiple of {k}: use {use}.")
+                if size < lowest:
+                    raise ShapeError(f"{name}{flag} is {size}, but {network} needs at least {lowest}.")
+        if static:
+            lower = upper = tuple(opt)
+        else:
+            lower = tuple(min) if min else floor
+            upper = (
+                tuple(max)
+                if max
+                else tuple(size if name == "C" else 2 * size for name, size in zip(AXES, opt, strict=True))
+            )
+        for name, low, middle, high in zip(AXES, lower, opt, upper, strict=True):
+            if not low <= middle <= high:
+                raise ShapeError(
+                    f"{name} has minimum {low}, optimum {middle} and maximum {high}: "
+                    f"--min, --shape and --max must be in that order on every axis"
+                )
+        axes = [Axis(*row) for row in zip(AXES, lower, opt, upper, multiples, strict=True)]
+        return cls((axes[0], axes[1], axes[2], axes[3], axes[4]))
+
+    @property
+    def min(self) -> Shape:
+        return self._sizes("min")
+
+    @property
+    def opt(self) -> Shape:
+        return self._sizes("opt")
+
+    @property
+    def max(self) -> Shape:
+        return self._sizes("max")
+
+    @property
+    def multiple(self) -> tuple[int, int, int]:
+        return self.axes[2].multiple, self.axes[3].multiple, self.axes[4].multiple
+
+    @property
+    def dynamic(self) -> tuple[Axis, ...]:
+        return tuple(axis for axis in self.axes if axis.dynamic)
+
+    def _sizes(self, which: str) -> Shape:
+        n, c, h, w, d = (getattr(axis, which) for axis in self.axes)
+        return n, c, h, w, d
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Refuse a shape outside the contract.
+
+        Raises:
+            ShapeError: it names the axis, the range and the nearest valid sizes.
+        """
+        if len(shape) != len(AXES):
+            raise ShapeError(f"an input of {len(shape)} axes, {written(shape)}; it takes the five (N, C, H, W, D)")
+        for axis, size in zip(self.axes, shape, strict=True):
+            if not axis.accepts(size):
+                raise ShapeError(
+                    f"{axis.name} is {size}, outside the contract ({axis}): "
+                    f"the nearest valid size is {' or '.join(str(n) for n in self.nearest(axis, size))}"
+                )
+
+    @staticmethod
+    def nearest(axis: Axis, size: int) -> tuple[int, ...]:
+        """The valid sizes of an axis just below and above `size`; one where it lies outside the range."""
+        if size <= axis.min:
+            return (axis.min,)
+        if size >= axis.max:
+            return (axis.max,)
+        below = size // axis.multiple * axis.multiple
+        return (below, below + axis.multiple) if below != size else (size,)
+
+    def example(self) -> Shape:
+        """The shape to capture at: inside every dynamic axis, and nowhere 1, for a size of 1 would be specialised."""
+        n, c, h, w, d = (axis.opt if not axis.dynamic else self._interior(axis) for axis in self.axes)
+        return n, c, h, w, d
+
+    @staticmethod
+    def _interior(axis: Axis) -> int:
+        steps = (axis.min // axis.multiple, axis.max // axis.multiple)
+        return axis.multiple * max(2, min(steps[0] + 1, steps[1]))
+
+    def torch_dims(self) -> dict[int, Any]:
+        """For `torch.export`: axis number to `multiple * Dim` with its range; static axes are left out."""
+        from torch.export import Dim
+
+        dims = {}
+        for number, axis in enumerate(self.axes):
+            if axis.dynamic:
+                root = Dim(
+                    f"{axis.name.lower()}_steps" if axis.multiple > 1 else axis.name.lower(),
+                    min=axis.min // axis.multiple,
+                    max=axis.max // axis.multiple,
+                )
+                dims[number] = axis.multiple * root if axis.multiple > 1 else root
+        return dims
+
+    def parity_shapes(self) -> dict[str, Shape]:
+        """The shapes at which an artifact must agree with the network, by name; none twice, none traced but by chance.
+
+        The anisotropic one has a different number of steps on every volume axis where the range allows it.
+        """
+        shapes = {"optimum": self.opt, "minimum": self.min, "anisotropic": self._anisotropic(), "maximum": self.max}
+        return {
+            name: shape
+            for name, shape in shapes.items()
+            if shape not in list(shapes.values())[: list(shapes).index(name)]
+        }
+
+    def _anisotropic(self) -> Shape:
+        taken: set[int] = set()
+        sizes = list(self.opt)
+        for number in (2, 3, 4):
+            axis = self.axes[number]
+            steps = range(axis.min // axis.multiple, axis.max // axis.multiple + 1)
+            around = sorted(steps, key=lambda k: (abs(k * axis.multiple - axis.opt * (5 + number) // 10), k))
+            free = [k for k in around if k * axis.multiple not in taken and k * axis.multiple != axis.opt] or around
+            sizes[number] = free[0] * axis.multiple
+            taken.add(sizes[number])
+        n, c, h, w, d = sizes
+        return n, c, h, w, d
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        return [asdict(axis) for axis in self.axes]
+
+    @classmethod
+    def from_dict(cls, rows: Sequence[Mapping[str, Any]]) -> ShapeContract:
+        axes = [Axis(**row) for row in rows]
+        return cls((axes[0], axes[1], axes[2], axes[3], axes[4]))
+
+    def __str__(self) -> str:
+        return " · ".join(str(axis) for axis in self.axes)
+
+
+def check_multiples(sizes: Sequence[int], multiple: Sequence[int]) -> None:
+    """Refuse volume axes that are no multiples of the network's total stride.
+
+    Raises:
+        ShapeError: it names the axis and the nearest valid sizes.
+    """
+    for name, size, k in zip(AXES[2:], sizes, multiple, strict=True):
+        if size % k or size == 0:
+            below, above = size // k * k, (size // k + 1) * k
+            use = f"{below} or {above}" if below else str(above)
+            raise ShapeError(f"{name} is {size}, but the network needs a multiple of {k}: use {use}.")
+
+
+def written(shape: Sequence[int]) -> str:
+    """A shape as the command line takes it."""
+    return ",".join(str(size) for size in shape)
