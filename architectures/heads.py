@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from smp3d_export.architectures.layers import Activation, ActivationArgument
+from smp3d_export.encoders.spec import Triple
 from smp3d_export.errors import UsageError
+
+UpsamplingArgument = int | Sequence[int] | None
 
 
 class SegmentationHead(nn.Sequential):
-    """(N, C, H, W, D) to (N, classes, H, W, D): a convolution and the activation."""
+    """(N, C, H, W, D) to (N, classes, H·s, W·s, D·s): a convolution, trilinear upsampling and the activation.
 
-    def __init__(self, inputs: int, classes: int, *, kernel: int = 3, activation: ActivationArgument = None) -> None:
+    `upsampling` has the factor s of each volume axis; where all are 1 there is none.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        *,
+        kernel: int = 3,
+        activation: ActivationArgument = None,
+        upsampling: Triple = (1, 1, 1),
+    ) -> None:
+        h, w, d = (float(s) for s in upsampling)
         super().__init__(
             nn.Conv3d(inputs, classes, kernel, padding=kernel // 2),
-            nn.Identity(),
+            nn.Identity()
+            if upsampling == (1, 1, 1)
+            else nn.Upsample(scale_factor=(h, w, d), mode="trilinear", align_corners=False),
             Activation(activation),
         )
+
+
+def as_upsampling(upsampling: UpsamplingArgument, missing: Triple) -> Triple:
+    """The argument `upsampling` of an architecture as factors for H, W and D: one for all, or three.
+
+    None is what is `missing` for masks of the input's size.
+
+    Raises:
+        UsageError: neither a positive whole number nor three of them.
+    """
+    if upsampling is None:
+        return missing
+    factors = (upsampling,) * 3 if isinstance(upsampling, int) else tuple(upsampling)
+    if len(factors) != 3 or any(not isinstance(s, int) or s < 1 for s in factors):
+        raise UsageError(
+            f"upsampling is {upsampling}; it takes a whole number of at least 1, three of them for H, W and D, "
+            "or None for masks of the input's size"
+        )
+    return factors
 
 
 class ClassificationHead(nn.Sequential):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smp3d_export.encoders.spec import Triple
 from smp3d_export.errors import UsageError, unknown
 
 ActivationArgument = str | Callable[[], nn.Module] | None
@@ -21,6 +23,13 @@ class ConvBlock(nn.Sequential):
             nn.BatchNorm3d(outputs) if batchnorm else nn.Identity(),
             nn.ReLU(inplace=True),
         )
+
+
+def upsample(x: Tensor, stride: Triple, mode: str = "nearest", align_corners: bool | None = None) -> Tensor:
+    """(N, C, H, W, D) with each volume axis made `stride` times longer; as it is where all are 1."""
+    if stride == (1, 1, 1):
+        return x
+    return F.interpolate(x, scale_factor=[float(s) for s in stride], mode=mode, align_corners=align_corners)
 
 
 class SCSE(nn.Module):
@@ -61,6 +70,51 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attention(x)
+
+
+class DecoderBlock(nn.Module):
+    """Nearest upsampling by the stage's stride, concatenation with the skips, two convolutions.
+
+    `skip` is how many channels the skips have together.
+    """
+
+    def __init__(
+        self, inputs: int, skip: int, outputs: int, stride: Triple, *, batchnorm: bool, attention: str | None = None
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1 = ConvBlock(inputs + skip, outputs, batchnorm=batchnorm)
+        self.attention1 = Attention(attention, inputs + skip)
+        self.conv2 = ConvBlock(outputs, outputs, batchnorm=batchnorm)
+        self.attention2 = Attention(attention, outputs)
+
+    def forward(self, x: Tensor, *skips: Tensor) -> Tensor:
+        x = upsample(x, self.stride)
+        if skips:
+            # A Mix Vision Transformer's first map has no channels.
+            maps = [x, *(skip for skip in skips if skip.shape[1])]
+            x = self.attention1(torch.cat(maps, dim=1) if len(maps) > 1 else x)
+        return self.attention2(self.conv2(self.conv1(x)))
+
+
+def center_block(channels: int, *, batchnorm: bool) -> nn.Sequential:
+    """Two more convolutions between an encoder and its decoder, for families whose encoder ends with a pooling."""
+    return nn.Sequential(
+        ConvBlock(channels, channels, batchnorm=batchnorm), ConvBlock(channels, channels, batchnorm=batchnorm)
+    )
+
+
+def check_decoder_channels(decoder_channels: Sequence[int], depth: int) -> None:
+    """Refuse `decoder_channels` that do not have a number for each of `depth` stages.
+
+    Raises:
+        UsageError: it has more or fewer.
+    """
+    if len(decoder_channels) != depth:
+        raise UsageError(
+            f"decoder_channels has {len(decoder_channels)} numbers, but the encoder has {depth} stages: "
+            "give one for each"
+        )
 
 
 class ArgMax(nn.Module):

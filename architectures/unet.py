@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
 from smp3d_export.architectures.heads import SegmentationHead
-from smp3d_export.architectures.layers import ActivationArgument, Attention, ConvBlock
+from smp3d_export.architectures.layers import ActivationArgument, DecoderBlock, center_block, check_decoder_channels
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import DEFAULT_STRIDES, Triple
-from smp3d_export.errors import UsageError
+from smp3d_export.encoders.spec import DEFAULT_STRIDES
 
 
 class Unet(SegmentationModel):
@@ -78,17 +75,9 @@ class UnetDecoder(nn.Module):
         self, encoder: Encoder, decoder_channels: Sequence[int], *, batchnorm: bool, attention: str | None
     ) -> None:
         super().__init__()
-        if len(decoder_channels) != encoder.depth:
-            raise UsageError(
-                f"decoder_channels has {len(decoder_channels)} numbers, but the encoder has {encoder.depth} stages: "
-                "give one for each"
-            )
+        check_decoder_channels(decoder_channels, encoder.depth)
         inputs, *skips = reversed(encoder.out_channels[1:])
-        self.center = nn.Identity()
-        if encoder.spec.unet_center:
-            self.center = nn.Sequential(
-                ConvBlock(inputs, inputs, batchnorm=batchnorm), ConvBlock(inputs, inputs, batchnorm=batchnorm)
-            )
+        self.center = center_block(inputs, batchnorm=batchnorm) if encoder.spec.unet_center else nn.Identity()
         self.blocks = nn.ModuleList()
         for skip, outputs, stride in zip([*skips, 0], decoder_channels, reversed(encoder.strides), strict=True):
             self.blocks.append(DecoderBlock(inputs, skip, outputs, stride, batchnorm=batchnorm, attention=attention))
@@ -98,28 +87,6 @@ class UnetDecoder(nn.Module):
         """The encoder's feature maps to one of the input's size."""
         head, *skips = reversed(features[1:])
         x = self.center(head)
-        for block, skip in zip(self.blocks, [*skips, None], strict=True):
+        for block, skip in zip(self.blocks, skips, strict=False):
             x = block(x, skip)
-        return x
-
-
-class DecoderBlock(nn.Module):
-    """Nearest upsampling by the stage's stride, concatenation with the skip, two convolutions."""
-
-    def __init__(
-        self, inputs: int, skip: int, outputs: int, stride: Triple, *, batchnorm: bool, attention: str | None
-    ) -> None:
-        super().__init__()
-        self.scale = tuple(float(s) for s in stride)
-        self.conv1 = ConvBlock(inputs + skip, outputs, batchnorm=batchnorm)
-        self.attention1 = Attention(attention, inputs + skip)
-        self.conv2 = ConvBlock(outputs, outputs, batchnorm=batchnorm)
-        self.attention2 = Attention(attention, outputs)
-
-    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
-        if skip is not None:
-            if skip.shape[1]:  # a Mix Vision Transformer has no map of the first stage
-                x = torch.cat([x, skip], dim=1)
-            x = self.attention1(x)
-        return self.attention2(self.conv2(self.conv1(x)))
+        return self.blocks[-1](x)
