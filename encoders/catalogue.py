@@ -43,6 +43,64 @@ RESNET = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class SENetSpec(EncoderSpec):
+    """`layers` is the number of blocks in each of the four layers.
+
+    `widths` are, in multiples of a layer's planes, the channels between a block's three convolutions; `groups` are those
+    of the second. `stride_first` gives the stride to the first convolution, as in Caffe's ResNet, not the second.
+    `projection` is the kernel of the shortcuts that change the size; `deep_stem` makes the stem three 3³ convolutions.
+    """
+
+    layers: tuple[int, int, int, int]
+    widths: tuple[int, int] = (1, 1)
+    groups: int = 1
+    stride_first: bool = False
+    projection: int = 1
+    deep_stem: bool = False
+
+    family: ClassVar[str] = "senet"
+    implementation: ClassVar[str] = "senet:SENetEncoder"
+    stem: ClassVar[str] = "layer0.conv1.weight"
+
+
+# fmt: off
+SENET = (
+    SENetSpec(name="senet154", channels=(128, 256, 512, 1024, 2048), parameters=170_206_832, layers=(3, 8, 36, 3), widths=(2, 4), groups=64, projection=3, deep_stem=True),
+    SENetSpec(name="se_resnet50", channels=DEEP, parameters=48_686_064, layers=(3, 4, 6, 3), stride_first=True),
+    SENetSpec(name="se_resnet101", channels=DEEP, parameters=89_978_928, layers=(3, 4, 23, 3), stride_first=True),
+    SENetSpec(name="se_resnet152", channels=DEEP, parameters=123_988_976, layers=(3, 8, 36, 3), stride_first=True),
+    SENetSpec(name="se_resnext50_32x4d", channels=DEEP, parameters=28_352_752, layers=(3, 4, 6, 3), widths=(2, 2), groups=32),
+    SENetSpec(name="se_resnext101_32x4d", channels=DEEP, parameters=52_255_024, layers=(3, 4, 23, 3), widths=(2, 2), groups=32),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseNetSpec(EncoderSpec):
+    """`layers` is the number of layers in each of the four dense blocks, each of which adds `growth` channels."""
+
+    layers: tuple[int, int, int, int]
+    growth: int = 32
+
+    family: ClassVar[str] = "densenet"
+    implementation: ClassVar[str] = "densenet:DenseNetEncoder"
+    stem: ClassVar[str] = "features.conv0.weight"
+    undilatable: ClassVar[str | None] = (
+        "DenseNet downsamples by average pooling, which cannot be dilated in exchange for its stride"
+    )
+
+
+# fmt: off
+DENSENET = (
+    DenseNetSpec(name="densenet121", channels=(64, 256, 512, 1024, 1024), parameters=11_242_624, layers=(6, 12, 24, 16)),
+    DenseNetSpec(name="densenet169", channels=(64, 256, 512, 1280, 1664), parameters=18_542_720, layers=(6, 12, 32, 32)),
+    DenseNetSpec(name="densenet201", channels=(64, 256, 512, 1792, 1920), parameters=25_330_816, layers=(6, 12, 48, 32)),
+    DenseNetSpec(name="densenet161", channels=(96, 384, 768, 2112, 2208), parameters=39_430_080, layers=(6, 12, 36, 24), growth=48),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
 class EfficientNetSpec(EncoderSpec):
     """`width` and `depth` scale B0's channels and repeats; `resolution` is the size it was designed for.
 
@@ -73,4 +131,70 @@ EFFICIENTNET = (
 )
 # fmt: on
 
-SPECS: tuple[EncoderSpec, ...] = (*RESNET, *EFFICIENTNET)
+
+@dataclass(frozen=True, kw_only=True)
+class DPNSpec(EncoderSpec):
+    """`layers` is the number of blocks in each of the four groups, `growths` what each block adds to the dense path.
+
+    `base` and `width` are the channels of the residual path and between the convolutions in the first group; they double
+    from group to group. `groups` are those of the 3³ convolutions; `split` gives each path a last convolution of its own.
+    """
+
+    layers: tuple[int, int, int, int]
+    growths: tuple[int, int, int, int]
+    width: int
+    groups: int
+    base: int = 256
+    stem_kernel: int = 7
+    split: bool = False
+
+    family: ClassVar[str] = "dpn"
+    implementation: ClassVar[str] = "dpn:DPNEncoder"
+    stem: ClassVar[str] = "features.conv1_1.conv.weight"
+
+
+# fmt: off
+DPN = (
+    DPNSpec(name="dpn68", channels=(10, 144, 320, 704, 832), parameters=15_492_650, layers=(3, 4, 12, 3), growths=(16, 32, 32, 64), width=128, groups=32, base=64, stem_kernel=3),
+    DPNSpec(name="dpn68b", channels=(10, 144, 320, 704, 832), parameters=15_492_650, layers=(3, 4, 12, 3), growths=(16, 32, 32, 64), width=128, groups=32, base=64, stem_kernel=3, split=True),
+    DPNSpec(name="dpn92", channels=(64, 336, 704, 1552, 2688), parameters=37_744_640, layers=(3, 4, 20, 3), growths=(16, 32, 24, 128), width=96, groups=32),
+    DPNSpec(name="dpn98", channels=(96, 336, 768, 1728, 2688), parameters=65_109_824, layers=(3, 6, 20, 3), growths=(16, 32, 32, 128), width=160, groups=40),
+    DPNSpec(name="dpn107", channels=(128, 376, 1152, 2432, 2688), parameters=92_145_088, layers=(4, 8, 20, 3), growths=(20, 64, 64, 128), width=200, groups=50),
+    DPNSpec(name="dpn131", channels=(128, 352, 832, 1984, 2688), parameters=84_378_112, layers=(4, 8, 28, 3), growths=(16, 32, 32, 128), width=160, groups=40),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGGSpec(EncoderSpec):
+    """`layers` is the number of convolutions in each of the five groups."""
+
+    layers: tuple[int, int, int, int, int]
+    batchnorm: bool = False
+
+    family: ClassVar[str] = "vgg"
+    implementation: ClassVar[str] = "vgg:VGGEncoder"
+    stem: ClassVar[str] = "features.0.weight"
+    unet_center: ClassVar[bool] = True
+    undilatable: ClassVar[str | None] = (
+        "VGG downsamples by max pooling, which cannot be dilated in exchange for its stride"
+    )
+    entry_channels: ClassVar[int | None] = 64
+
+
+VGG_CHANNELS = (128, 256, 512, 512, 512)
+
+# fmt: off
+VGG = (
+    VGGSpec(name="vgg11", channels=VGG_CHANNELS, parameters=27_652_480, layers=(1, 1, 2, 2, 2)),
+    VGGSpec(name="vgg11_bn", channels=VGG_CHANNELS, parameters=27_657_984, layers=(1, 1, 2, 2, 2), batchnorm=True),
+    VGGSpec(name="vgg13", channels=VGG_CHANNELS, parameters=28_205_632, layers=(2, 2, 2, 2, 2)),
+    VGGSpec(name="vgg13_bn", channels=VGG_CHANNELS, parameters=28_211_520, layers=(2, 2, 2, 2, 2), batchnorm=True),
+    VGGSpec(name="vgg16", channels=VGG_CHANNELS, parameters=44_132_160, layers=(2, 2, 3, 3, 3)),
+    VGGSpec(name="vgg16_bn", channels=VGG_CHANNELS, parameters=44_140_608, layers=(2, 2, 3, 3, 3), batchnorm=True),
+    VGGSpec(name="vgg19", channels=VGG_CHANNELS, parameters=60_058_688, layers=(2, 2, 4, 4, 4)),
+    VGGSpec(name="vgg19_bn", channels=VGG_CHANNELS, parameters=60_069_696, layers=(2, 2, 4, 4, 4), batchnorm=True),
+)
+# fmt: on
+
+SPECS: tuple[EncoderSpec, ...] = (*RESNET, *SENET, *DENSENET, *EFFICIENTNET, *DPN, *VGG)
