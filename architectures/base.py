@@ -33,16 +33,16 @@ class SegmentationModel(nn.Module):
     @property
     def least(self) -> Triple:
         """The smallest volume (H, W, D) that the network takes."""
-        return self.multiple
+        return self.encoder.least
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(N, C, H, W, D) to masks (N, classes, H, W, D); with a classification head also labels (N, aux classes).
 
         Raises:
-            ShapeError: a volume axis is not a multiple of `multiple`.
+            ShapeError: a volume axis is not a multiple of `multiple`, or below `least`.
         """
         if not torch.compiler.is_compiling():  # a captured graph has its contract instead
-            check_multiples(x.shape[-3:], self.multiple)
+            check_multiples(x.shape[-3:], self.multiple, self.least)
         features = self.encoder(x)
         masks = self.segmentation_head(self.decoder(features))
         if self.classification_head is None:

@@ -45,6 +45,11 @@ class Encoder(nn.Module, abc.ABC):
         """Per volume axis, the product of the strides that are really applied."""
         return product(self.strides)
 
+    @property
+    def least(self) -> Triple:
+        """The smallest volume (H, W, D) that the encoder takes."""
+        return self.total_stride
+
     @abc.abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """The layers of the five stages, in order; stage i maps feature map i to feature map i + 1."""

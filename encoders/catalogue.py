@@ -197,4 +197,54 @@ VGG = (
 )
 # fmt: on
 
-SPECS: tuple[EncoderSpec, ...] = (*RESNET, *SENET, *DENSENET, *EFFICIENTNET, *DPN, *VGG)
+
+@dataclass(frozen=True, kw_only=True)
+class MixVisionTransformerSpec(EncoderSpec):
+    """`layers` is the number of blocks in each of the last four stages; the first stage has no channels and no map."""
+
+    layers: tuple[int, int, int, int]
+
+    family: ClassVar[str] = "mit"
+    implementation: ClassVar[str] = "mit:MixVisionTransformerEncoder"
+    stem: ClassVar[str] = "patch_embed1.proj.weight"
+    undilatable: ClassVar[str | None] = "the patch embeddings of a Mix Vision Transformer have no dilated form"
+
+
+SMALL = (0, 32, 64, 160, 256)
+LARGE = (0, 64, 128, 320, 512)
+
+# fmt: off
+MIT = (
+    MixVisionTransformerSpec(name="mit_b0", channels=SMALL, parameters=5_873_376, layers=(2, 2, 2, 2)),
+    MixVisionTransformerSpec(name="mit_b1", channels=LARGE, parameters=23_207_360, layers=(2, 2, 2, 2)),
+    MixVisionTransformerSpec(name="mit_b2", channels=LARGE, parameters=39_450_560, layers=(3, 4, 6, 3)),
+    MixVisionTransformerSpec(name="mit_b3", channels=LARGE, parameters=64_518_080, layers=(3, 4, 18, 3)),
+    MixVisionTransformerSpec(name="mit_b4", channels=LARGE, parameters=88_364_992, layers=(3, 8, 27, 3)),
+    MixVisionTransformerSpec(name="mit_b5", channels=LARGE, parameters=112_998_336, layers=(3, 6, 40, 3)),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileOneSpec(EncoderSpec):
+    """`branches` is the number of equal convolutions side by side; `excited` adds squeeze and excitation at the end."""
+
+    branches: int = 1
+    excited: bool = False
+
+    family: ClassVar[str] = "mobileone"
+    implementation: ClassVar[str] = "mobileone:MobileOneEncoder"
+    stem: ClassVar[str] = "stage0.rbr_conv.0.conv.weight"
+
+
+# fmt: off
+MOBILEONE = (
+    MobileOneSpec(name="mobileone_s0", channels=(48, 48, 128, 256, 1024), parameters=4_536_592, branches=4),
+    MobileOneSpec(name="mobileone_s1", channels=(64, 96, 192, 512, 1280), parameters=3_668_480),
+    MobileOneSpec(name="mobileone_s2", channels=(64, 96, 256, 640, 2048), parameters=5_992_192),
+    MobileOneSpec(name="mobileone_s3", channels=(64, 128, 320, 768, 2048), parameters=8_311_552),
+    MobileOneSpec(name="mobileone_s4", channels=(64, 192, 448, 896, 2048), parameters=13_135_976, excited=True),
+)
+# fmt: on
+
+SPECS: tuple[EncoderSpec, ...] = (*RESNET, *SENET, *DENSENET, *EFFICIENTNET, *DPN, *VGG, *MIT, *MOBILEONE)

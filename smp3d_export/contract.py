@@ -168,8 +168,9 @@ class ShapeContract:
 
     @staticmethod
     def _interior(axis: Axis) -> int:
+        # Twice the minimum: what a network shrinks to a single voxel at its least size has two of them then.
         steps = (axis.min // axis.multiple, axis.max // axis.multiple)
-        return axis.multiple * max(2, min(steps[0] + 1, steps[1]))
+        return axis.multiple * max(2, min(2 * steps[0], steps[1]))
 
     def torch_dims(self) -> dict[int, Any]:
         """For `torch.export`: axis number to `multiple * Dim` with its range; static axes are left out."""
@@ -177,13 +178,17 @@ class ShapeContract:
 
         dims = {}
         for number, axis in enumerate(self.axes):
-            if axis.dynamic:
-                root = Dim(
-                    f"{axis.name.lower()}_steps" if axis.multiple > 1 else axis.name.lower(),
-                    min=axis.min // axis.multiple,
-                    max=axis.max // axis.multiple,
-                )
-                dims[number] = axis.multiple * root if axis.multiple > 1 else root
+            if not axis.dynamic:
+                continue
+            name, low, high = axis.name.lower(), axis.min // axis.multiple, axis.max // axis.multiple
+            if axis.multiple > 1:
+                dims[number] = axis.multiple * Dim(f"{name}_steps", min=low, max=high)
+            elif number >= 2 and low > 1:
+                # A network that shrinks this axis inside, to one voxel at the least: on a bare Dim torch.export takes
+                # "not one voxel", true of the example, as a contradiction to the range; on a derived one it does not.
+                dims[number] = Dim(f"{name}_before", min=low - 1, max=high - 1) + 1
+            else:
+                dims[number] = Dim(name, min=low, max=high)
         return dims
 
     def parity_shapes(self) -> dict[str, Shape]:
@@ -223,17 +228,19 @@ class ShapeContract:
         return " · ".join(str(axis) for axis in self.axes)
 
 
-def check_multiples(sizes: Sequence[int], multiple: Sequence[int]) -> None:
-    """Refuse volume axes that are no multiples of the network's total stride.
+def check_multiples(sizes: Sequence[int], multiple: Sequence[int], least: Sequence[int] | None = None) -> None:
+    """Refuse volume axes that are no multiples of the network's total stride, or below the `least` that it takes.
 
     Raises:
         ShapeError: it names the axis and the nearest valid sizes.
     """
-    for name, size, k in zip(AXES[2:], sizes, multiple, strict=True):
+    for name, size, k, lowest in zip(AXES[2:], sizes, multiple, least or multiple, strict=True):
         if size % k or size == 0:
             below, above = size // k * k, (size // k + 1) * k
-            use = f"{below} or {above}" if below else str(above)
+            use = f"{below} or {above}" if below >= lowest else str(max(above, lowest))
             raise ShapeError(f"{name} is {size}, but the network needs a multiple of {k}: use {use}.")
+        if size < lowest:
+            raise ShapeError(f"{name} is {size}, but the network needs at least {lowest}.")
 
 
 def written(shape: Sequence[int]) -> str:
