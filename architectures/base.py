@@ -74,7 +74,7 @@ def encoder_for(
     """
     # A subclass of a user's own is of the architecture that it derives from.
     spec = next(ARCHITECTURES[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in ARCHITECTURES)
-    refusal = spec.refusal(encoder_spec(name))
+    refusal = spec.refusal(encoder_spec(name), depth)
     if refusal:
         raise UsageError(f"{spec.name} with {name} cannot be: {refusal}")
     return get_encoder(name, in_channels, depth, weights, output_stride, strides)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smp3d_export.encoders.spec import EncoderSpec
+from smp3d_export.encoders.spec import STAGES, EncoderSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +18,29 @@ class ArchitectureSpec:
     """Dilates the encoder's last stages."""
     every_stage: bool = False
     """Needs a feature map from every stage."""
+    last_maps: int = 1
+    """How many of the last feature maps it cannot do without."""
 
-    def refusal(self, encoder: EncoderSpec) -> str | None:
+    def refusal(self, encoder: EncoderSpec, depth: int = STAGES) -> str | None:
         """Why this architecture cannot have an encoder; None where it can."""
         if self.dilated and encoder.undilatable:
             return f"{self.name} dilates the encoder's last stages, and {encoder.undilatable}"
         if self.every_stage and not encoder.has_first_map:
             return f"{self.name} needs a feature map from every stage, and {encoder.name} has none from the first"
+        if depth <= self.last_maps and not encoder.has_first_map:
+            maps = f"the last {self.last_maps} feature maps" if self.last_maps > 1 else "the last feature map"
+            return (
+                f"encoder_depth is {depth}, {self.name} needs {maps}, and {encoder.name} has none from the first "
+                f"stage: use an encoder_depth of at least {self.last_maps + 1}"
+            )
         return None
 
 
-SPECS = (ArchitectureSpec(name="Unet", module="unet", paper="arXiv:1505.04597"),)
+SPECS = (
+    ArchitectureSpec(name="Unet", module="unet", paper="arXiv:1505.04597"),
+    ArchitectureSpec(name="UnetPlusPlus", module="unetplusplus", paper="arXiv:1807.10165", every_stage=True),
+    ArchitectureSpec(name="MAnet", module="manet", paper="doi:10.1109/ACCESS.2020.3025372"),
+    ArchitectureSpec(name="Linknet", module="linknet", paper="arXiv:1707.03718", every_stage=True),
+    ArchitectureSpec(name="FPN", module="fpn", paper="arXiv:1901.02446", last_maps=4),
+    ArchitectureSpec(name="PSPNet", module="pspnet", paper="arXiv:1612.01105"),
+)

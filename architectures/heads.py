@@ -48,7 +48,7 @@ def as_upsampling(upsampling: UpsamplingArgument, missing: Triple) -> Triple:
     """
     if upsampling is None:
         return missing
-    factors = (upsampling,) * 3 if isinstance(upsampling, int) else tuple(upsampling)
+    factors = tuple(upsampling) if isinstance(upsampling, Sequence) else (upsampling,) * 3
     if len(factors) != 3 or any(not isinstance(s, int) or s < 1 for s in factors):
         raise UsageError(
             f"upsampling is {upsampling}; it takes a whole number of at least 1, three of them for H, W and D, "

@@ -1,0 +1,111 @@
+"""LinkNet in 3D (Chaurasia and Culurciello, arXiv:1707.03718), on any encoder with a feature map from every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
+from smp3d_export.architectures.heads import SegmentationHead
+from smp3d_export.architectures.layers import ActivationArgument, ConvBlock
+from smp3d_export.encoders.base import Encoder
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, Triple
+
+FINAL_CHANNELS = 32
+
+
+class Linknet(SegmentationModel):
+    """A light decoder of transposed convolutions that adds the encoder's feature maps, coarsest first.
+
+    Args:
+        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_depth: how many of the encoder's five stages run.
+        encoder_weights: name of published weights, or None for random ones.
+        decoder_use_batchnorm: batch normalisation in the decoder; without, its convolutions have a bias.
+        in_channels: C of the input.
+        classes: channels of the masks.
+        activation: of the masks: a name, a callable that makes a module, or None for logits.
+        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: of the stages, a triple for H, W and D each.
+
+    Raises:
+        UsageError: arguments that do not go together.
+    """
+
+    def __init__(
+        self,
+        encoder_name: str = "resnet34",
+        encoder_depth: int = 5,
+        encoder_weights: str | None = "imagenet",
+        decoder_use_batchnorm: bool = True,
+        in_channels: int = 3,
+        classes: int = 1,
+        activation: ActivationArgument = None,
+        aux_params: Mapping[str, Any] | None = None,
+        strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder_for(
+            self,
+            encoder_name,
+            in_channels=in_channels,
+            depth=encoder_depth,
+            weights=encoder_weights,
+            strides=strides,
+        )
+        self.decoder = LinknetDecoder(self.encoder, batchnorm=decoder_use_batchnorm)
+        self.segmentation_head = SegmentationHead(FINAL_CHANNELS, classes, kernel=1, activation=activation)
+        self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
+        self.name = f"link-{encoder_name}"
+
+
+class LinknetDecoder(nn.Module):
+    """A block per stage, coarsest first; each but the last adds the feature map of the size it has come to."""
+
+    def __init__(self, encoder: Encoder, *, batchnorm: bool) -> None:
+        super().__init__()
+        channels = [*reversed(encoder.out_channels[1:]), FINAL_CHANNELS]
+        self.blocks = nn.ModuleList(
+            LinknetBlock(inputs, outputs, stride, batchnorm=batchnorm)
+            for inputs, outputs, stride in zip(channels, channels[1:], reversed(encoder.strides), strict=False)
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's feature maps to one of the input's size."""
+        x, *skips = reversed(features[1:])
+        for block, skip in zip(self.blocks, skips, strict=False):
+            x = block(x) + skip
+        return self.blocks[-1](x)
+
+
+class LinknetBlock(nn.Module):
+    """A quarter of the channels by a 1³ convolution, upsampling by the stage's stride, and a 1³ convolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: Triple, *, batchnorm: bool) -> None:
+        super().__init__()
+        width = inputs // 4
+        self.block = nn.Sequential(
+            ConvBlock(inputs, width, 1, batchnorm=batchnorm),
+            TransposedBlock(width, stride, batchnorm=batchnorm),
+            ConvBlock(width, outputs, 1, batchnorm=batchnorm),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class TransposedBlock(nn.Sequential):
+    """A transposed convolution, batch normalisation (or none) and ReLU; each axis grows by its stride.
+
+    Of n voxels a transposed convolution makes (n - 1)·s - 2·padding + kernel: with padding 1 and kernel s + 2, n·s.
+    """
+
+    def __init__(self, channels: int, stride: Triple, *, batchnorm: bool) -> None:
+        h, w, d = stride
+        super().__init__(
+            nn.ConvTranspose3d(channels, channels, (h + 2, w + 2, d + 2), stride=stride, padding=1),
+            *([nn.BatchNorm3d(channels)] if batchnorm else []),
+            nn.ReLU(inplace=True),
+        )

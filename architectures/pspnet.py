@@ -1,0 +1,119 @@
+"""PSPNet in 3D (Zhao et al., arXiv:1612.01105), on any encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
+from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgument, as_upsampling
+from smp3d_export.architectures.layers import ActivationArgument, ConvBlock
+from smp3d_export.architectures.pooling import AdaptiveAvgPool3d
+from smp3d_export.encoders.spec import DEFAULT_STRIDES
+
+BINS = (1, 2, 3, 6)
+
+
+class PSPNet(SegmentationModel):
+    """The last feature map beside its averages over 1, 2, 3 and 6 bins an axis. No finer map is read.
+
+    Args:
+        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_weights: name of published weights, or None for random ones.
+        encoder_depth: how many of the encoder's five stages run.
+        psp_out_channels: of the decoder's map.
+        psp_use_batchnorm: batch normalisation in the decoder; without, its convolutions have a bias.
+        psp_dropout: probability that a channel of the decoder's map is dropped in training.
+        in_channels: C of the input.
+        classes: channels of the masks.
+        activation: of the masks: a name, a callable that makes a module, or None for logits.
+        upsampling: of the masks, a factor or one for H, W and D each; None makes them as large as the input (with three
+            default strides that is 8).
+        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: of the stages, a triple for H, W and D each.
+
+    Raises:
+        UsageError: arguments that do not go together.
+    """
+
+    def __init__(
+        self,
+        encoder_name: str = "resnet34",
+        encoder_weights: str | None = "imagenet",
+        encoder_depth: int = 3,
+        psp_out_channels: int = 512,
+        psp_use_batchnorm: bool = True,
+        psp_dropout: float = 0.2,
+        in_channels: int = 3,
+        classes: int = 1,
+        activation: ActivationArgument = None,
+        upsampling: UpsamplingArgument = None,
+        aux_params: Mapping[str, Any] | None = None,
+        strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder_for(
+            self,
+            encoder_name,
+            in_channels=in_channels,
+            depth=encoder_depth,
+            weights=encoder_weights,
+            strides=strides,
+        )
+        self.decoder = PSPDecoder(
+            self.encoder.out_channels[-1], psp_out_channels, batchnorm=psp_use_batchnorm, dropout=psp_dropout
+        )
+        self.segmentation_head = SegmentationHead(
+            psp_out_channels,
+            classes,
+            activation=activation,
+            upsampling=as_upsampling(upsampling, self.encoder.total_stride),
+        )
+        self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
+        self.name = f"psp-{encoder_name}"
+
+
+class PSPDecoder(nn.Module):
+    """The pyramid of averages and a 1³ convolution over all of it."""
+
+    def __init__(self, inputs: int, outputs: int, *, batchnorm: bool, dropout: float) -> None:
+        super().__init__()
+        self.psp = PyramidPooling(inputs, batchnorm=batchnorm)
+        self.conv = ConvBlock(self.psp.out_channels, outputs, 1, batchnorm=batchnorm)
+        self.dropout = nn.Dropout3d(dropout)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's feature maps to one of the size of the last."""
+        return self.dropout(self.conv(self.psp(features[-1])))
+
+
+class PyramidPooling(nn.Module):
+    """(N, C, H, W, D) to the same size with up to 2·C channels: a quarter of C from each level, then the map itself."""
+
+    def __init__(self, channels: int, *, batchnorm: bool) -> None:
+        super().__init__()
+        width = channels // len(BINS)
+        self.out_channels = width * len(BINS) + channels
+        self.blocks = nn.ModuleList(PoolingBlock(channels, width, bins, batchnorm=batchnorm) for bins in BINS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([*(block(x) for block in self.blocks), x], dim=1)
+
+
+class PoolingBlock(nn.Module):
+    """Averages over `bins` an axis, a 1³ convolution, and trilinear upsampling with aligned corners."""
+
+    def __init__(self, inputs: int, outputs: int, bins: int, *, batchnorm: bool) -> None:
+        super().__init__()
+        self.pool = nn.Sequential(
+            AdaptiveAvgPool3d(bins),
+            # A single voxel has no statistics to train a batch normalisation with.
+            ConvBlock(inputs, outputs, 1, batchnorm=batchnorm and bins > 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.pool(x), size=x.shape[2:], mode="trilinear", align_corners=True)

@@ -1,0 +1,116 @@
+"""Unet++ in 3D (Zhou et al., arXiv:1807.10165), on any encoder with a feature map from every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
+from smp3d_export.architectures.heads import SegmentationHead
+from smp3d_export.architectures.layers import ActivationArgument, DecoderBlock, center_block, check_decoder_channels
+from smp3d_export.encoders.base import Encoder
+from smp3d_export.encoders.spec import DEFAULT_STRIDES
+
+
+class UnetPlusPlus(SegmentationModel):
+    """Unet whose skips are nested decoders: each level concatenates every map computed at its size.
+
+    Args:
+        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_depth: how many of the encoder's five stages run.
+        encoder_weights: name of published weights, or None for random ones.
+        decoder_use_batchnorm: batch normalisation in the decoder; without, its convolutions have a bias.
+        decoder_channels: of the decoder's outermost blocks, coarsest first; one for each stage.
+        decoder_attention_type: `scse` or None.
+        in_channels: C of the input.
+        classes: channels of the masks.
+        activation: of the masks: a name, a callable that makes a module, or None for logits.
+        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: of the stages, a triple for H, W and D each.
+
+    Raises:
+        UsageError: arguments that do not go together.
+    """
+
+    def __init__(
+        self,
+        encoder_name: str = "resnet34",
+        encoder_depth: int = 5,
+        encoder_weights: str | None = "imagenet",
+        decoder_use_batchnorm: bool = True,
+        decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        decoder_attention_type: str | None = None,
+        in_channels: int = 3,
+        classes: int = 1,
+        activation: ActivationArgument = None,
+        aux_params: Mapping[str, Any] | None = None,
+        strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder_for(
+            self,
+            encoder_name,
+            in_channels=in_channels,
+            depth=encoder_depth,
+            weights=encoder_weights,
+            strides=strides,
+        )
+        self.decoder = UnetPlusPlusDecoder(
+            self.encoder,
+            decoder_channels,
+            batchnorm=decoder_use_batchnorm,
+            attention=decoder_attention_type,
+        )
+        self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, activation=activation)
+        self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
+        self.name = f"unetplusplus-{encoder_name}"
+
+
+class UnetPlusPlusDecoder(nn.Module):
+    """A triangle of blocks: `x_i_j` makes a map of level j for the decoder that starts at level i.
+
+    Levels count from the coarsest. Block `x_i_j` upsamples the same decoder's map of level j - 1 (where i = j, the
+    encoder's) and concatenates, at level j, the maps of the decoders i + 1 .. j and the encoder's. Decoder 0 is the
+    outermost; it alone has `decoder_channels`, and goes on to the input's size.
+    """
+
+    def __init__(
+        self, encoder: Encoder, decoder_channels: Sequence[int], *, batchnorm: bool, attention: str | None
+    ) -> None:
+        super().__init__()
+        check_decoder_channels(decoder_channels, encoder.depth)
+        head, *skips = reversed(encoder.out_channels[1:])
+        self.levels = len(skips)
+        # As the published package has it: the layers of a centre stand in the state dict and are not run.
+        self.center = center_block(head, batchnorm=batchnorm) if encoder.spec.unet_center else nn.Identity()
+        self.blocks = nn.ModuleDict()
+        strides = encoder.strides[::-1]
+        below = (head, *skips)  # channels of what a nested decoder upsamples
+        outer = (head, *decoder_channels)
+        for level, skip in enumerate(skips):
+            for start in range(level + 1):
+                inputs, outputs = (below[level], skip) if start else (outer[level], outer[level + 1])
+                self.blocks[f"x_{start}_{level}"] = DecoderBlock(
+                    inputs,
+                    skip * (level + 1 - start),
+                    outputs,
+                    strides[level],
+                    batchnorm=batchnorm,
+                    attention=attention,
+                )
+        self.blocks[f"x_0_{self.levels}"] = DecoderBlock(
+            outer[-2], 0, outer[-1], strides[-1], batchnorm=batchnorm, attention=attention
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's feature maps to one of the input's size."""
+        coarser, *skips = reversed(features[1:])
+        row = [coarser]  # the maps of the level before, outermost decoder first, the encoder's last
+        for level, skip in enumerate(skips):
+            maps = [skip]
+            for start in range(level, -1, -1):
+                maps.insert(0, self.blocks[f"x_{start}_{level}"](row[start], *maps))
+            row = maps
+        return self.blocks[f"x_0_{self.levels}"](row[0])
