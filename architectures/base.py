@@ -13,8 +13,10 @@ from smp3d_export.architectures.heads import ClassificationHead
 from smp3d_export.contract import check_multiples
 from smp3d_export.encoders import encoder_spec, get_encoder
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import Triple
+from smp3d_export.encoders.spec import EncoderSpec, Triple
 from smp3d_export.errors import UsageError
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class SegmentationModel(nn.Module):
@@ -49,6 +51,31 @@ class SegmentationModel(nn.Module):
             return masks
         return masks, self.classification_head(features[-1])
 
+    @classmethod
+    def infer_arguments(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        """What the shapes of a checkpoint's tensors show of the constructor's arguments.
+
+        Every architecture shows `in_channels` and `classes`, and `aux_params` where there is a classification head;
+        `infer_decoder` adds its own.
+        """
+        arguments: dict[str, Any] = {}
+        stem = shapes.get(f"encoder.{encoder.stem}")
+        if stem is not None and len(stem) == 5:
+            arguments["in_channels"] = stem[1]
+        arguments |= cls.infer_decoder(shapes)
+        head = shapes.get("segmentation_head.0.weight")
+        if head is not None:
+            arguments["classes"] = head[0]
+        linear = shapes.get("classification_head.3.weight")
+        if linear is not None:
+            arguments["aux_params"] = {"classes": linear[0]}
+        return arguments
+
+    @classmethod
+    def infer_decoder(cls, shapes: Shapes) -> dict[str, Any]:
+        """What the decoder's tensors show; nothing, where an architecture has no arguments that they could."""
+        return {}
+
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """`forward` in eval mode, without gradients."""
@@ -77,6 +104,12 @@ def encoder_for(
     refusal = spec.refusal(encoder_spec(name), depth)
     if refusal:
         raise UsageError(f"{spec.name} with {name} cannot be: {refusal}")
+    for argument, value in spec.needs(encoder_spec(name)).items():
+        if output_stride != value:
+            raise UsageError(
+                f"{spec.name} with {name} cannot have {argument} {output_stride}: {encoder_spec(name).undilatable}. "
+                f"Pass {argument}={value}"
+            )
     return get_encoder(name, in_channels, depth, weights, output_stride, strides)
 
 

@@ -16,14 +16,16 @@ class ArchitectureSpec:
     paper: str
     dilated: bool = False
     """Dilates the encoder's last stages."""
+    undilated_stride: int | None = None
+    """The `encoder_output_stride` with which it does not after all, where it takes one."""
     every_stage: bool = False
     """Needs a feature map from every stage."""
     last_maps: int = 1
     """How many of the last feature maps it cannot do without."""
 
     def refusal(self, encoder: EncoderSpec, depth: int = STAGES) -> str | None:
-        """Why this architecture cannot have an encoder; None where it can."""
-        if self.dilated and encoder.undilatable:
+        """Why this architecture cannot have an encoder; None where it can, with the arguments of `needs`."""
+        if self.dilated and encoder.undilatable and self.undilated_stride is None:
             return f"{self.name} dilates the encoder's last stages, and {encoder.undilatable}"
         if self.every_stage and not encoder.has_first_map:
             return f"{self.name} needs a feature map from every stage, and {encoder.name} has none from the first"
@@ -35,6 +37,12 @@ class ArchitectureSpec:
             )
         return None
 
+    def needs(self, encoder: EncoderSpec) -> dict[str, int]:
+        """Arguments, other than the defaults, without which this architecture cannot have an encoder."""
+        if self.dilated and encoder.undilatable and self.undilated_stride is not None:
+            return {"encoder_output_stride": self.undilated_stride}
+        return {}
+
 
 SPECS = (
     ArchitectureSpec(name="Unet", module="unet", paper="arXiv:1505.04597"),
@@ -43,4 +51,9 @@ SPECS = (
     ArchitectureSpec(name="Linknet", module="linknet", paper="arXiv:1707.03718", every_stage=True),
     ArchitectureSpec(name="FPN", module="fpn", paper="arXiv:1901.02446", last_maps=4),
     ArchitectureSpec(name="PSPNet", module="pspnet", paper="arXiv:1612.01105"),
+    ArchitectureSpec(name="PAN", module="pan", paper="arXiv:1805.10180", dilated=True, undilated_stride=32),
+    ArchitectureSpec(name="DeepLabV3", module="deeplabv3", paper="arXiv:1706.05587", dilated=True),
+    ArchitectureSpec(name="DeepLabV3Plus", module="deeplabv3", paper="arXiv:1802.02611", dilated=True),
+    ArchitectureSpec(name="UPerNet", module="upernet", paper="arXiv:1807.10221"),
+    ArchitectureSpec(name="Segformer", module="segformer", paper="arXiv:2105.15203"),
 )

@@ -7,22 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smp3d_export.architectures import create_model as create_model
+    from smp3d_export.architectures.deeplabv3 import DeepLabV3 as DeepLabV3
+    from smp3d_export.architectures.deeplabv3 import DeepLabV3Plus as DeepLabV3Plus
     from smp3d_export.architectures.fpn import FPN as FPN
     from smp3d_export.architectures.linknet import Linknet as Linknet
     from smp3d_export.architectures.manet import MAnet as MAnet
+    from smp3d_export.architectures.pan import PAN as PAN
     from smp3d_export.architectures.pspnet import PSPNet as PSPNet
+    from smp3d_export.architectures.segformer import Segformer as Segformer
     from smp3d_export.architectures.unet import Unet as Unet
     from smp3d_export.architectures.unetplusplus import UnetPlusPlus as UnetPlusPlus
+    from smp3d_export.architectures.upernet import UPerNet as UPerNet
     from smp3d_export.encoders import get_encoder as get_encoder
     from smp3d_export.encoders import get_encoder_names as get_encoder_names
 
 __version__ = "0.1.0"
 
 _WHERE = {
+    "DeepLabV3": "smp3d_export.architectures.deeplabv3",
+    "DeepLabV3Plus": "smp3d_export.architectures.deeplabv3",
     "FPN": "smp3d_export.architectures.fpn",
     "Linknet": "smp3d_export.architectures.linknet",
     "MAnet": "smp3d_export.architectures.manet",
+    "PAN": "smp3d_export.architectures.pan",
     "PSPNet": "smp3d_export.architectures.pspnet",
+    "Segformer": "smp3d_export.architectures.segformer",
+    "UPerNet": "smp3d_export.architectures.upernet",
     "Unet": "smp3d_export.architectures.unet",
     "UnetPlusPlus": "smp3d_export.architectures.unetplusplus",
     "create_model": "smp3d_export.architectures",
@@ -33,9 +43,14 @@ _WHERE = {
 
 __all__ = [
     "FPN",
+    "PAN",
+    "DeepLabV3",
+    "DeepLabV3Plus",
     "Linknet",
     "MAnet",
     "PSPNet",
+    "Segformer",
+    "UPerNet",
     "Unet",
     "UnetPlusPlus",
     "create_model",

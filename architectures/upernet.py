@@ -1,0 +1,211 @@
+"""UPerNet in 3D (Xiao et al., arXiv:1807.10221), on any encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for
+from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgument, as_upsampling
+from smp3d_export.architectures.layers import ActivationArgument, upsample
+from smp3d_export.architectures.pooling import AdaptiveAvgPool3d
+from smp3d_export.encoders.base import Encoder
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, Strides, Triple, product
+from smp3d_export.errors import UsageError, unknown
+
+NormArgument = bool | str | Mapping[str, Any]
+
+BINS = (1, 2, 3, 6)
+FIRST = 2
+"""The finest feature map that the decoder uses: the second stage's, of a quarter of the input's size."""
+
+
+class UPerNet(SegmentationModel):
+    """Pyramid pooling on the last feature map, a feature pyramid down from it, and a convolution over all its maps.
+
+    Args:
+        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_depth: how many of the encoder's five stages run, at least 3.
+        encoder_weights: name of published weights, or None for random ones.
+        decoder_channels: of the decoder's maps.
+        decoder_use_norm: what follows the decoder's convolutions: `batchnorm` or True, `layernorm`, `identity` or
+            False; or a mapping of `type` to one of these and the layer's further arguments.
+        in_channels: C of the input.
+        classes: channels of the masks.
+        activation: of the masks: a name, a callable that makes a module, or None for logits.
+        upsampling: of the masks, one number or a triple for H, W and D; by default what gives them the input's size
+            (4 with default strides).
+        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: of the stages, a triple for H, W and D each.
+
+    Raises:
+        UsageError: arguments that do not go together.
+    """
+
+    def __init__(
+        self,
+        encoder_name: str = "resnet34",
+        encoder_depth: int = 5,
+        encoder_weights: str | None = "imagenet",
+        decoder_channels: int = 256,
+        decoder_use_norm: NormArgument = "batchnorm",
+        in_channels: int = 3,
+        classes: int = 1,
+        activation: ActivationArgument = None,
+        upsampling: UpsamplingArgument = None,
+        aux_params: Mapping[str, Any] | None = None,
+        strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
+    ) -> None:
+        super().__init__()
+        if encoder_depth <= FIRST:
+            raise UsageError(f"encoder_depth is {encoder_depth}; UPerNet takes {FIRST + 1} to 5")
+        self.encoder = encoder_for(
+            self,
+            encoder_name,
+            in_channels=in_channels,
+            depth=encoder_depth,
+            weights=encoder_weights,
+            strides=strides,
+        )
+        self.decoder = UPerNetDecoder(self.encoder, decoder_channels, decoder_use_norm)
+        self.segmentation_head = SegmentationHead(
+            decoder_channels,
+            classes,
+            kernel=1,
+            activation=activation,
+            upsampling=as_upsampling(upsampling, product(self.encoder.strides[:FIRST])),
+        )
+        self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
+        self.name = f"upernet-{encoder_name}"
+
+    @classmethod
+    def infer_decoder(cls, shapes: Shapes) -> dict[str, Any]:
+        weight = shapes.get("decoder.fusion_block.0.weight")
+        if weight is None:
+            return {}
+        maps = sum(key.startswith("decoder.feature_norms.") and key.endswith(".weight") for key in shapes)
+        norm = "identity"
+        if "decoder.fusion_block.1.weight" in shapes:
+            norm = "batchnorm" if "decoder.fusion_block.1.running_mean" in shapes else "layernorm"
+        return {"encoder_depth": maps + FIRST - 1, "decoder_channels": weight[0], "decoder_use_norm": norm}
+
+
+class UPerNetDecoder(nn.Module):
+    """From the last map to the second stage's: each is added to the upsampled coarser one; then all are fused."""
+
+    def __init__(self, encoder: Encoder, channels: int, norm: NormArgument) -> None:
+        super().__init__()
+        *finer, last = encoder.out_channels[FIRST:]
+        self.feature_norms = nn.ModuleList(LayerNorm(inputs, eps=1e-6) for inputs in (*finer, last))
+        self.psp = PyramidPooling(last, channels, norm)
+        self.fpn_lateral_blocks = nn.ModuleList()
+        self.fpn_conv_blocks = nn.ModuleList()
+        self.strides: Strides = tuple(reversed(encoder.strides[FIRST:]))
+        for inputs, stride in zip(reversed(finer), self.strides, strict=True):
+            self.fpn_lateral_blocks.append(Lateral(inputs, channels, stride, norm))
+            self.fpn_conv_blocks.append(NormBlock(channels, channels, 3, norm))
+        self.fusion_block = NormBlock((1 + len(finer)) * channels, channels, 3, norm)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's feature maps to one of the second stage's size."""
+        *finer, last = [norm(x) for norm, x in zip(self.feature_norms, features[FIRST:], strict=True)]
+        pyramid = [self.psp(last)]
+        for lateral, x in zip(self.fpn_lateral_blocks, reversed(finer), strict=True):
+            pyramid.append(lateral(pyramid[-1], x))
+        # The convolutions come after the sums, so that each level passes on what it was before its own.
+        maps = [pyramid[0], *(conv(x) for conv, x in zip(self.fpn_conv_blocks, pyramid[1:], strict=True))]
+        maps = [upsample(x, product(self.strides[i:]), "trilinear", False) for i, x in enumerate(maps)]
+        return self.fusion_block(torch.cat(maps[::-1], dim=1))
+
+
+class PyramidPooling(nn.Module):
+    """Averages over 1, 2, 3 and 6 bins an axis, brought back to the size of the map, and a convolution over all."""
+
+    def __init__(self, inputs: int, outputs: int, norm: NormArgument) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(AdaptiveAvgPool3d(bins), NormBlock(inputs, outputs, 1, norm)) for bins in BINS
+        )
+        # Batch normalisation whatever `norm` is: so it is in the 2D library's state dicts.
+        self.out_conv = NormBlock(inputs + len(BINS) * outputs, outputs, 3, "batchnorm")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W, D) to (N, outputs, H, W, D)."""
+        mean, *averages = [block(x) for block in self.blocks]
+        # The mean is one voxel: to interpolate it is to repeat it.
+        mean = mean.expand(-1, -1, *x.shape[2:])
+        averages = [F.interpolate(y, size=x.shape[2:], mode="trilinear", align_corners=False) for y in averages]
+        return self.out_conv(torch.cat([x, mean, *averages], dim=1))
+
+
+class Lateral(nn.Module):
+    """A 1³ convolution of the finer map, added to the upsampled coarser one."""
+
+    def __init__(self, inputs: int, outputs: int, stride: Triple, norm: NormArgument) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv_norm_relu = NormBlock(inputs, outputs, 1, norm)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        return upsample(coarse, self.stride, "trilinear", False) + self.conv_norm_relu(fine)
+
+
+class NormBlock(nn.Sequential):
+    """Convolution ("same" padding, a bias where no normalisation follows), normalisation and ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, norm: NormArgument) -> None:
+        layer = norm_layer(norm, outputs)
+        bias = isinstance(layer, nn.Identity)
+        super().__init__(
+            nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, bias=bias),
+            layer,
+            nn.ReLU(inplace=True),
+        )
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of (N, C, H, W, D), for each voxel on its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "batchnorm": nn.BatchNorm3d,
+    "layernorm": LayerNorm,
+    "identity": lambda channels: nn.Identity(),
+}
+IMPOSSIBLE_NORMS = {
+    "instancenorm": "the mean of the whole map is one voxel, which has no variance to normalise by",
+    "inplace": "it is an activated batch normalisation of another package, with kernels that cannot be exported",
+}
+
+
+def norm_layer(norm: NormArgument, channels: int) -> nn.Module:
+    """The layer of `decoder_use_norm`.
+
+    Raises:
+        UsageError: no such layer, one that cannot be in UPerNet, or arguments that it does not have.
+    """
+    if isinstance(norm, bool):
+        norm = "batchnorm" if norm else "identity"
+    arguments = {"type": norm} if isinstance(norm, str) else norm
+    if not isinstance(arguments, Mapping) or not isinstance(arguments.get("type"), str):
+        raise UsageError(
+            f"decoder_use_norm is {norm!r}; it takes the name of a layer ({', '.join(NORMS)}), "
+            'or a mapping of "type" to one and of its further arguments'
+        )
+    name = arguments["type"].lower()
+    further = {key: value for key, value in arguments.items() if key != "type"}
+    if name in IMPOSSIBLE_NORMS:
+        raise UsageError(f"decoder_use_norm is {name!r}, which UPerNet cannot have: {IMPOSSIBLE_NORMS[name]}")
+    if name not in NORMS:
+        raise unknown("decoder_use_norm", name, NORMS, ", ".join(NORMS))
+    try:
+        return NORMS[name](channels, **further)
+    except TypeError as error:
+        raise UsageError(f"decoder_use_norm {name} does not take {further}: {error}") from None
