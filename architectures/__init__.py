@@ -13,7 +13,7 @@ from smp3d_export.errors import unknown
 if TYPE_CHECKING:
     from smp3d_export.architectures.base import SegmentationModel
 
-__all__ = ["ARCHITECTURES", "ArchitectureSpec", "architecture_spec", "create_model"]
+__all__ = ["ARCHITECTURES", "ArchitectureSpec", "architecture_class", "architecture_spec", "create_model"]
 
 ARCHITECTURES: Mapping[str, ArchitectureSpec] = MappingProxyType({spec.name: spec for spec in SPECS})
 
@@ -30,6 +30,12 @@ def architecture_spec(name: str) -> ArchitectureSpec:
     raise unknown("architecture", name, ARCHITECTURES, "smp3d-export list architectures")
 
 
+def architecture_class(name: str) -> type[SegmentationModel]:
+    """The class of an architecture, its name written in any case."""
+    spec = architecture_spec(name)
+    return getattr(importlib.import_module(f"smp3d_export.architectures.{spec.module}"), spec.name)
+
+
 def create_model(
     arch: str,
     encoder_name: str = "resnet34",
@@ -43,9 +49,7 @@ def create_model(
     Raises:
         UsageError: there is no such architecture or encoder, or an argument that cannot be.
     """
-    spec = architecture_spec(arch)
-    cls = getattr(importlib.import_module(f"smp3d_export.architectures.{spec.module}"), spec.name)
-    return cls(
+    return architecture_class(arch)(
         encoder_name=encoder_name,
         encoder_weights=encoder_weights,
         in_channels=in_channels,

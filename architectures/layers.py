@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,11 @@ def check_decoder_channels(decoder_channels: Sequence[int], depth: int) -> None:
             f"decoder_channels has {len(decoder_channels)} numbers, but the encoder has {depth} stages: "
             "give one for each"
         )
+
+
+def infer_attention(shapes: Mapping[str, tuple[int, ...]], block: str) -> str | None:
+    """The attention that the tensors of a checkpoint show at the key `block`."""
+    return "scse" if f"{block}.attention.sSE.0.weight" in shapes else None
 
 
 class ArgMax(nn.Module):

@@ -7,9 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
+from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for
 from smp3d_export.architectures.heads import SegmentationHead
-from smp3d_export.architectures.layers import ActivationArgument, DecoderBlock, center_block, check_decoder_channels
+from smp3d_export.architectures.layers import (
+    ActivationArgument,
+    DecoderBlock,
+    center_block,
+    check_decoder_channels,
+    infer_attention,
+)
 from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import DEFAULT_STRIDES
 
@@ -66,6 +72,20 @@ class Unet(SegmentationModel):
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, activation=activation)
         self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
         self.name = f"u-{encoder_name}"
+
+    @classmethod
+    def infer_decoder(cls, shapes: Shapes) -> dict[str, Any]:
+        channels = []
+        while (weight := shapes.get(f"decoder.blocks.{len(channels)}.conv1.0.weight")) is not None:
+            channels.append(weight[0])
+        if not channels:
+            return {}
+        return {
+            "encoder_depth": len(channels),
+            "decoder_channels": tuple(channels),
+            "decoder_use_batchnorm": "decoder.blocks.0.conv1.1.weight" in shapes,
+            "decoder_attention_type": infer_attention(shapes, "decoder.blocks.0.attention1"),
+        }
 
 
 class UnetDecoder(nn.Module):

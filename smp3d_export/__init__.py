@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from smp3d_export.architectures.upernet import UPerNet as UPerNet
     from smp3d_export.encoders import get_encoder as get_encoder
     from smp3d_export.encoders import get_encoder_names as get_encoder_names
+    from smp3d_export.runtime import load as load
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _WHERE = {
     "get_encoder": "smp3d_export.encoders",
     "get_encoder_names": "smp3d_export.encoders",
     "encoders": "smp3d_export.encoders",
+    "load": "smp3d_export.runtime",
 }
 
 __all__ = [

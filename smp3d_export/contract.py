@@ -12,6 +12,9 @@ from typing import Any
 from smp3d_export.errors import ShapeError
 
 AXES = ("N", "C", "H", "W", "D")
+INPUT = "image"
+# By the number of axes: masks, masks that are class numbers, the labels of a classification head.
+OUTPUT_AXES = {5: ("N", "classes", "H", "W", "D"), 4: ("N", "H", "W", "D"), 2: ("N", "classes")}
 Shape = tuple[int, int, int, int, int]
 
 

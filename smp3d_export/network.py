@@ -1,0 +1,113 @@
+"""A request -> the eager network, with trained or random weights, and what is known of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from smp3d_export.architectures import architecture_spec, create_model
+from smp3d_export.architectures.base import SegmentationModel
+from smp3d_export.checkpoint import load_checkpoint
+from smp3d_export.encoders import encoder_spec
+from smp3d_export.request import NetworkRequest, Sizes
+from smp3d_export.runtime.volumes import Volume
+
+NORMALISATIONS = (nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass(frozen=True)
+class Network:
+    """An eager model in eval mode on the CPU.
+
+    `arguments` are those it was built with; `weights` says where its weights come from; `notes` are what a user should
+    know of how it was built (what a checkpoint could not show, for one).
+    """
+
+    model: SegmentationModel
+    architecture: str
+    encoder: str
+    arguments: dict[str, Any]
+    weights: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture.lower()}/{self.encoder}"
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def in_channels(self) -> int:
+        return self.model.encoder.in_channels
+
+    @property
+    def label_threshold(self) -> float:
+        """Above which a voxel of a one-class mask is labelled: a probability of a half, or a logit of 0."""
+        return 0.5 if self.arguments.get("activation") in ("sigmoid", "clamp") else 0.0
+
+    def __call__(self, image: Volume) -> dict[str, np.ndarray]:
+        """Run eagerly: (N, C, H, W, D) to the outputs by name."""
+        with torch.inference_mode():
+            outputs = self.model(torch.from_numpy(image))
+        named = zip(("masks", "labels"), outputs if isinstance(outputs, tuple) else (outputs,), strict=False)
+        return {name: output.numpy() for name, output in named}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the names, types, shapes and values of the state dict, in its order."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+            digest.update(memoryview(tensor.contiguous().numpy()).cast("B") if tensor.numel() else b"")
+        return digest.hexdigest()
+
+
+def build(request: NetworkRequest, shape: Sizes | None = None) -> Network:
+    """The network of a request; its input channels are those of `shape` where neither it nor a checkpoint says.
+
+    Raises:
+        UsageError: there is no such network, or its arguments do not go together.
+        CheckpointError: the checkpoint cannot be read or belongs to another network.
+    """
+    architecture = architecture_spec(request.architecture).name
+    encoder = encoder_spec(request.encoder).name
+    if request.checkpoint is not None:
+        loaded = load_checkpoint(request.checkpoint, architecture, encoder, request.arguments)
+        return Network(
+            model=loaded.model.eval(),
+            architecture=architecture,
+            encoder=encoder,
+            arguments=loaded.arguments,
+            weights=request.checkpoint.name,
+            notes=loaded.notes,
+        )
+    arguments = {"encoder_weights": None, **request.arguments}
+    if shape is not None and len(shape) > 1:
+        arguments.setdefault("in_channels", shape[1])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        model = create_model(architecture, encoder, **arguments)
+        randomise_normalisations(model)
+    return Network(model.eval(), architecture, encoder, arguments, weights=f"random weights, seed {request.seed}")
+
+
+def randomise_normalisations(model: nn.Module) -> None:
+    """Random affine and running statistics, about what training leaves.
+
+    With the initial ones the outputs of an untrained network are near zero, and a wrong artifact would pass as equal.
+    """
+    for module in model.modules():
+        if isinstance(module, NORMALISATIONS) and module.weight is not None:
+            nn.init.normal_(module.weight, 0.8, 0.1)
+            nn.init.normal_(module.bias, 0.0, 0.1)
+        if isinstance(module, nn.BatchNorm3d) and module.running_mean is not None and module.running_var is not None:
+            nn.init.normal_(module.running_mean, 0.0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)

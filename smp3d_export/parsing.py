@@ -1,0 +1,77 @@
+"""What the command line's texts mean: shapes, strides, lists, pairs. Every error names its option and an example."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from smp3d_export.errors import UsageError
+from smp3d_export.runtime.volumes import Normalisation
+
+
+def numbers(option: str, text: str, example: str) -> tuple[int, ...]:
+    """`256,128,64` to whole numbers, none of them negative.
+
+    Raises:
+        UsageError: it is written in another way.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() and len(part) < 16 for part in parts):
+        raise UsageError(f"{option} is {text!r}; write whole numbers with commas, for example {example}")
+    return tuple(int(part) for part in parts)
+
+
+def shape(option: str, text: str | None) -> tuple[int, ...] | None:
+    """`N,C,H,W,D` to five numbers from 1 up."""
+    if text is None:
+        return None
+    sizes = numbers(option, text.replace("x", ","), "1,1,128,128,64")
+    if len(sizes) != 5 or min(sizes) < 1:
+        raise UsageError(
+            f"{option} is {text!r}; it takes five numbers from 1 up, N,C,H,W,D, for example 1,1,128,128,64"
+        )
+    return sizes
+
+
+def strides(text: str) -> tuple[tuple[int, ...], ...]:
+    """`2,2,2/2,2,1/...` to triples for H, W and D."""
+    return tuple(numbers("--strides", triple, "2,2,2/4,2,1/2,2,2/2,2,1/1,2,3") for triple in text.split("/"))
+
+
+def normalisation(text: str | None) -> Normalisation | None:
+    """`MEAN,STD` or `zscore`."""
+    if text is None:
+        return None
+    if text == "zscore":
+        return Normalisation()
+    try:
+        mean, std = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--normalize is {text!r}; it takes MEAN,STD, for example 38.4,74.8, or zscore") from None
+    if not math.isfinite(mean) or not math.isfinite(std) or std <= 0:
+        raise UsageError(f"--normalize is {text!r}; the mean must be a number and the deviation one above 0")
+    return Normalisation(mean, std)
+
+
+def pairs(option: str, text: str) -> dict[str, Any]:
+    """`classes=4,pooling=avg` to a dictionary, its values as `value` reads them."""
+    entries = [entry.partition("=") for entry in text.split(",")]
+    if any(not key.strip() or not equals for key, equals, _ in entries):
+        raise UsageError(
+            f"{option} is {text!r}; write pairs with commas, for example classes=4,pooling=avg,dropout=0.2"
+        )
+    return {key.strip(): value(entry) for key, _, entry in entries}
+
+
+def value(text: str) -> Any:
+    """A whole number, a number, true, false or none where the text is one; else the text."""
+    words = {"true": True, "false": False, "none": None}
+    text = text.strip()
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

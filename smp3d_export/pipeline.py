@@ -1,0 +1,73 @@
+"""The way of the data, top to bottom: a request -> a network -> a captured program -> artifacts -> verdicts."""
+
+from __future__ import annotations
+
+from smp3d_export import artifact, targets
+from smp3d_export.capture import capture
+from smp3d_export.contract import ShapeContract
+from smp3d_export.delivery import Delivery
+from smp3d_export.errors import ShapeError
+from smp3d_export.network import Network, build
+from smp3d_export.progress import Reporter
+from smp3d_export.report import Report
+from smp3d_export.request import Request
+from smp3d_export.validate import read_samples, reference_for
+
+LEAST_DEFAULT = 64
+
+
+def run(request: Request, reporter: Reporter | None = None) -> Report:
+    """Export a network, prove every artifact equal to it, and measure it.
+
+    What fails for one target alone stands in its verdict; the others are exported all the same.
+
+    Raises:
+        UsageError: something of the request is wrong.
+        ExportError: the network cannot be captured.
+    """
+    reporter = reporter or Reporter()
+    for target in request.targets:
+        targets.find(target).check(request.options)
+    artifact.check_replaceable(request.folder)
+    network = build(request.network, request.shape)
+    contract = contract_for(network, request)
+    samples = read_samples(request.samples, request.normalisation, contract)
+    introduce(network, contract, reporter)
+    with artifact.staged(request.folder, several=len(request.targets) > 1) as staging:
+        with reporter.stage("capture") as stage:
+            captured = capture(network.model, contract)
+            stage.detail = f"dynamic {', '.join(axis.name for axis in contract.dynamic) or 'nothing'}"
+        reference = reference_for(network, captured, samples, request)
+        delivery = Delivery(request, network, captured, reference, staging, reporter)
+        verdicts = tuple(delivery.of(target) for target in request.targets)
+    return Report(network=network.name, verdicts=verdicts)
+
+
+def contract_for(network: Network, request: Request) -> ShapeContract:
+    """The contract that a request asks for, or the default one around the least volume from 64 voxels an axis up.
+
+    Raises:
+        ShapeError: the sizes are not the network's.
+    """
+    multiple, least = network.model.multiple, network.model.least
+    volume = (-(-max(LEAST_DEFAULT, size) // k) * k for size, k in zip(least, multiple, strict=True))
+    shape = request.shape or (1, network.in_channels, *volume)
+    if len(shape) > 1 and shape[1] != network.in_channels:
+        raise ShapeError(f"C of --shape is {shape[1]}, but the network has {network.in_channels} input channels")
+    return ShapeContract.of(
+        shape,
+        multiple=multiple,
+        least=least,
+        min=request.min,
+        max=request.max,
+        static=request.static,
+        network=network.name,
+    )
+
+
+def introduce(network: Network, contract: ShapeContract, reporter: Reporter) -> None:
+    """Say which network this is, with which weights, and for which shapes."""
+    reporter.say(f"{network.name} · {network.parameters / 1e6:.1f} M parameters · {network.weights}")
+    for note in network.notes:
+        reporter.say(f"  {note}")
+    reporter.say(f"{contract}\n")

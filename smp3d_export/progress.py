@@ -1,0 +1,80 @@
+"""Progress on stderr: stages with their time and, for the long ones, a bar; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+
+@dataclass
+class Stage:
+    """A stage that runs. `detail` is what its finished line says."""
+
+    name: str
+    detail: str = ""
+    _bar: tuple[Progress, TaskID] | None = None
+
+    def step(self, done: int, total: int, what: str = "") -> None:
+        """`done` of `total` parts are done; `what` is under way."""
+        if self._bar is not None:
+            progress, task = self._bar
+            progress.update(task, completed=done, total=total, what=escape(what))
+
+
+class Reporter:
+    """Prints stages to a console; without one it is silent, as the Python API is by default."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console
+
+    def say(self, text: str = "", *, style: str | None = None) -> None:
+        """A line of its own, wrapped to the terminal."""
+        if self.console is not None:
+            self.console.print(text, style=style, markup=False, highlight=False)
+
+    def working(self, text: str) -> contextlib.AbstractContextManager[object]:
+        """A spinner, on a terminal, while something goes on that is no stage."""
+        if self.console is None or not self.console.is_terminal:
+            return contextlib.nullcontext()
+        return self.console.status(text)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Time a stage and print its line when it is done."""
+        stage = Stage(name)
+        started = time.perf_counter()
+        if self.console is None:
+            yield stage
+            return
+        try:
+            if self.console.is_terminal:
+                with Progress(
+                    TextColumn(" "),
+                    SpinnerColumn(),
+                    TextColumn("{task.description}"),
+                    BarColumn(bar_width=20),
+                    TextColumn("{task.fields[what]}", style="dim"),
+                    TimeElapsedColumn(),
+                    console=self.console,
+                    transient=True,
+                ) as progress:
+                    stage._bar = (progress, progress.add_task(f"{name:<9}", total=None, what=""))
+                    yield stage
+            else:
+                yield stage
+        except BaseException:
+            self._line("✗", "red", stage, time.perf_counter() - started)
+            raise
+        self._line("✓", "green", stage, time.perf_counter() - started)
+
+    def _line(self, sign: str, colour: str, stage: Stage, seconds: float) -> None:
+        assert self.console is not None
+        self.console.print(
+            f"  [{colour}]{sign}[/] {stage.name:<9} {escape(stage.detail):<52} {seconds:6.1f} s", highlight=False
+        )

@@ -1,0 +1,58 @@
+"""What a user asks for: the network, the shapes, the targets. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smp3d_export.runtime.volumes import Normalisation
+from smp3d_export.targets import Options
+
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRequest:
+    """A network by name, with trained or random weights.
+
+    `arguments` are those of the architecture's constructor that the user gave; what is left out is inferred from the
+    checkpoint, or is the constructor's default.
+    """
+
+    architecture: str
+    encoder: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One export. `shape`, `min` and `max` are (N, C, H, W, D); see `ShapeContract.of` for what they default to."""
+
+    network: NetworkRequest
+    shape: Sizes | None = None
+    min: Sizes | None = None
+    max: Sizes | None = None
+    static: bool = False
+    targets: tuple[str, ...] = ("onnx",)
+    samples: tuple[Path, ...] = ()
+    normalisation: Normalisation | None = None
+    opset: int = 20
+    output: Path | None = None
+    bench: bool = True
+    min_speedup: float | None = None
+
+    @property
+    def options(self) -> Options:
+        """What every target is asked for."""
+        return Options(opset=self.opset)
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact goes: `output`, or a folder of the working directory named after the network."""
+        if self.output is not None:
+            return self.output
+        return Path(f"{self.network.architecture}-{self.network.encoder}".lower())

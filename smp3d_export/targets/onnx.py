@@ -1,0 +1,139 @@
+"""ONNX by the dynamo exporter of PyTorch, simplified by onnxsim."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smp3d_export.contract import AXES, INPUT, OUTPUT_AXES
+from smp3d_export.errors import ExportError, UsageError
+from smp3d_export.targets import Exported, Options, Precision, Support
+
+if TYPE_CHECKING:
+    import onnx
+
+    from smp3d_export.capture import Captured
+
+name = "onnx"
+suffix = ".onnx"
+
+FILE = "model.onnx"
+OPSETS = range(18, 26)
+# A protobuf message cannot be larger; some room is left for what is not weights.
+MESSAGE_LIMIT = 2**31 - 2**24
+
+
+def support(precision: Precision, device: str) -> Support:
+    if precision is not Precision.FP32:
+        return Support.no(f"{precision} is not implemented for onnx", "export in fp32")
+    return Support.yes()
+
+
+def check(options: Options) -> None:
+    import onnx
+
+    newest = min(OPSETS[-1], onnx.defs.onnx_opset_version())
+    if options.opset not in range(OPSETS[0], newest + 1):
+        raise UsageError(f"--opset is {options.opset}; it must be {OPSETS[0]} to {newest}")
+
+
+def export(captured: Captured, options: Options, folder: Path) -> Exported:
+    """Write `model.onnx`, its weights beside it where they are over 2 GB.
+
+    Raises:
+        ExportError: the exporter fails, or what it made is no valid ONNX of the opset that was asked for.
+    """
+    import onnx
+    import torch
+
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                captured.program,
+                dynamo=True,
+                opset_version=options.opset,
+                input_names=[INPUT],
+                output_names=list(captured.outputs),
+                verbose=False,
+            )
+            assert program is not None
+            model = program.model_proto
+    except Exception as error:
+        raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {error}") from error
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset != options.opset:
+        raise ExportError(f"opset {options.opset} was asked for, but the exporter made {opset}: give --opset {opset}")
+    large = model.ByteSize() > MESSAGE_LIMIT
+    if not large:
+        model = simplified(model)
+    tidy(model, captured)
+    onnx.helper.set_model_props(model, dict(options.metadata))
+    onnx.save_model(model, folder / FILE, save_as_external_data=large, location=f"{FILE}.data")
+    try:
+        onnx.checker.check_model(folder / FILE, full_check=False)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the exported file is no valid ONNX: {error}") from error
+    size = sum(file.stat().st_size for file in folder.glob(f"{FILE}*"))
+    nodes = len(model.graph.node)
+    return Exported(f"opset {opset}, {nodes} nodes, {megabytes(size)}", {"opset": opset, "nodes": nodes})
+
+
+def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model after onnxsim's constant folding and graph simplification.
+
+    Raises:
+        ExportError: onnxsim fails.
+    """
+    import onnxsim
+
+    try:
+        with quiet():
+            result, _ = onnxsim.simplify(model)  # its own check is left out: parity is a stricter one
+    except Exception as error:
+        raise ExportError(f"onnxsim failed: {error}") from error
+    return result
+
+
+def tidy(model: onnx.ModelProto, captured: Captured) -> None:
+    """Name the axes as the contract does, and drop the exporter's traces, which hold paths of this machine."""
+    graph = model.graph
+    dynamic = {axis.name for axis in captured.contract.dynamic}
+    for value in graph.input:
+        name_axes(value, {number: name for number, name in enumerate(AXES) if name in dynamic})
+    for value in graph.output:
+        axes = OUTPUT_AXES[len(value.type.tensor_type.shape.dim)]
+        name_axes(value, {number: axes[number] for number in range(len(axes)) if axes[number] in dynamic})
+    del graph.value_info[:]  # shapes in the exporter's own symbols
+    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    model.producer_name = "smp3d-export"
+
+
+def name_axes(value: onnx.ValueInfoProto, names: Mapping[int, str]) -> None:
+    for number, dim in enumerate(value.type.tensor_type.shape.dim):
+        if number in names:
+            dim.dim_param = names[number]
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB" if size >= 10e6 else f"{size / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' chatter from the user; what matters of it is checked afterwards."""
+    logger: Any = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

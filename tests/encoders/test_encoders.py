@@ -1,0 +1,108 @@
+"""Every encoder of the table: its keys, its maps, its strides, and how it is asked for wrongly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import reference
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from smp3d_export.encoders import ENCODERS, get_encoder, index
+from smp3d_export.encoders.spec import product
+from smp3d_export.errors import UsageError
+
+REFERENCE = reference("encoder_state_dicts.json.gz")
+
+# The smallest encoder of each family.
+FAMILIES = {}
+for spec in sorted(ENCODERS.values(), key=lambda spec: spec.parameters):
+    FAMILIES.setdefault(spec.family, spec.name)
+
+STRIDES = (
+    ((2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 1), (1, 1, 2)),
+    ((1, 2, 3), (2, 2, 1), (3, 1, 1), (1, 2, 2), (2, 1, 1)),
+    ((4, 2, 1), (1, 1, 1), (1, 3, 2), (2, 1, 2), (1, 2, 1)),
+)
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE.keys() & ENCODERS.keys()))
+def test_state_dict_is_the_published_one(name: str) -> None:
+    expected = {key: tuple(shape) for key, shape in REFERENCE[name].items()}
+    channels = next(iter(expected.values()))[1]
+    with torch.device("meta"):
+        encoder = get_encoder(name, in_channels=channels)
+    assert list(expected.items()) == [(key, tuple(value.shape)) for key, value in encoder.state_dict().items()]
+
+
+@pytest.mark.parametrize("spec", ENCODERS.values(), ids=lambda spec: spec.name)
+def test_row_says_the_parameters(spec) -> None:
+    with torch.device("meta"):
+        encoder = get_encoder(spec.name, in_channels=1)
+    assert sum(p.numel() for p in encoder.parameters()) == spec.parameters
+
+
+@pytest.mark.parametrize("strides", STRIDES, ids=["uneven", "with-3", "with-4"])
+@pytest.mark.parametrize("name", FAMILIES.values())
+def test_maps_have_the_channels_and_sizes_of_the_row(name: str, strides) -> None:
+    encoder = get_encoder(name, in_channels=2, strides=strides).eval()
+    with torch.no_grad():
+        maps = encoder(torch.randn(1, 2, *encoder.least))
+    sizes = [
+        tuple(size // stride for size, stride in zip(encoder.least, product(strides[:stage]), strict=True))
+        for stage in range(6)
+    ]
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (c, *size) for c, size in zip(encoder.out_channels, sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("name", FAMILIES.values())
+def test_depth_runs_the_first_stages_alone(name: str, depth: int) -> None:
+    encoder = get_encoder(name, in_channels=1, depth=depth).eval()
+    with torch.no_grad():
+        maps = encoder(torch.randn(1, 1, *encoder.least))
+    assert [m.shape[1] for m in maps] == list(encoder.out_channels)
+    assert encoder.total_stride == (2**depth,) * 3
+
+
+@pytest.mark.parametrize("name", FAMILIES.values())
+def test_every_weight_is_drawn_once(name: str) -> None:
+    """Building a network to throw its weights away doubles the time and the memory."""
+    drawn: dict[int, int] = {}
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket in (torch.ops.aten.normal_, torch.ops.aten.uniform_):
+                drawn[args[0].data_ptr()] = drawn.get(args[0].data_ptr(), 0) + 1
+            return function(*args, **(kwargs or {}))
+
+    with Count():
+        encoder = get_encoder(name, in_channels=1)
+    weights = [p for p in encoder.parameters() if p.ndim > 1]
+    assert {drawn.get(p.data_ptr()) for p in weights} == {1}
+    assert sum(drawn.values()) <= len(list(encoder.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"name": "resnet35"}, "there is no encoder 'resnet35'. Nearest: resnet"),
+        ({"name": "resnet18", "depth": 6}, "encoder_depth is 6; it must be 1 to 5"),
+        ({"name": "resnet18", "in_channels": 0}, "in_channels is 0"),
+        ({"name": "resnet18", "strides": [(2, 2, 2)] * 4}, "strides has 4 triples"),
+        ({"name": "resnet18", "strides": [(2, 2, 5)] * 5}, "stride (2, 2, 5) of stage 1"),
+        ({"name": "resnet18", "strides": [(2, 2)] * 5}, "stride (2, 2) of stage 1"),
+        ({"name": "resnet18", "output_stride": 4}, "encoder_output_stride is 4"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, says: str) -> None:
+    with pytest.raises(UsageError) as error:
+        get_encoder(**arguments)
+    assert says in str(error.value)
+
+
+def test_a_name_can_stand_in_the_table_only_once() -> None:
+    row = next(iter(ENCODERS.values()))
+    with pytest.raises(RuntimeError, match=row.name):
+        index([row, type(row)(**{f: getattr(row, f) for f in row.__dataclass_fields__})])

@@ -1,0 +1,131 @@
+"""The command line's manners: help, lists, doctor, and one clear line for every wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import SMALL
+
+ARCH, ENCODER, *REST = SMALL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["unet", "resnet35"], "there is no encoder 'resnet35'. Nearest: resnet"),
+        (["unett", "resnet18"], "there is no architecture 'unett'. Nearest: Unet"),
+        ([*SMALL, "--to", "onxx"], "there is no target 'onxx'. Nearest: onnx"),
+        (
+            ["unet", "resnet34", "--shape", "1,1,100,128,64"],
+            "H is 100, but unet/resnet34 needs a multiple of 32: use 96 or 128",
+        ),
+        ([*SMALL, "--shape", "1,1,32,32"], "--shape is '1,1,32,32'; it takes five numbers"),
+        ([*SMALL, "--min", "1,1,64,24,16"], "H has minimum 64, optimum 32"),
+        ([*SMALL, "--max", "1,1,32,16,16"], "optimum 24 and maximum 16"),
+        ([*SMALL, "--in-channels", "2"], "C of --shape is 1, but the network has 2"),
+        ([*SMALL, "--encoder-depth", "4"], "decoder_channels has 3 numbers, but the encoder has 4 stages"),
+        ([*SMALL, "--strides", "2,2,2/2,2,2"], "strides has 2 triples"),
+        ([*SMALL, "--strides", "2,2,2/2,2/2,2,2"], "stride (2, 2) of stage 2"),
+        ([*SMALL, "--activation", "sigmoidd"], "there is no activation 'sigmoidd'. Nearest: sigmoid"),
+        ([*SMALL, "--decoder-attention-type", "cbam"], "there is no decoder attention 'cbam'"),
+        ([*SMALL, "--aux-params", "klasses=2"], "aux_params has klasses; it takes classes"),
+        ([*SMALL, "--encoder-weights", "moon"], "'moon'"),
+        ([*SMALL, "--opset", "17"], "--opset is 17; it must be 18 to"),
+        ([*SMALL, "--normalize", "1"], "--normalize is '1'; it takes MEAN,STD"),
+        ([*SMALL, "--sample", "none.npy"], "there is no file 'none.npy'"),
+        ([*SMALL, "--sample", "small.npy"], "D of the sample is 4, outside the contract"),
+        ([*SMALL, "--checkpoint", "none.pth"], "there is no checkpoint 'none.pth'"),
+        ([*SMALL, "--checkpoint", "cut.pth"], "'cut.pth' is truncated or no checkpoint"),
+        ([*SMALL, "-o", "small.npy/net"], "'small.npy/net' cannot be written"),
+        ([*SMALL, "-o", "kept"], "is not overwritten"),
+        ([*SMALL, "-o", "small.npy"], "is a file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_input_is_one_line_and_leaves_no_files(cli, arguments, says: str) -> None:
+    np.save("small.npy", np.zeros((32, 24, 4)))
+    Path("cut.pth").write_bytes(b"PK\x03\x04 and no more")
+    Path("kept").mkdir()
+    Path("kept/thesis.tex").write_text("years")
+    before = sorted(map(str, Path().rglob("*")))
+    result = cli(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    error = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert says in error[0]
+    assert result.stderr.rstrip().endswith(error[0]), "the error is the last line"
+    assert sorted(map(str, Path().rglob("*"))) == before
+
+
+def test_errors_are_json_for_scripts(cli) -> None:
+    result = cli("unet", "resnet35", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["exit_code"] == 2
+    assert "resnet35" in json.loads(result.stdout)["error"]
+
+
+def test_help_shows_the_main_job_and_the_others(cli) -> None:
+    for result in (cli("--help"), cli()):
+        for text in ("smp3d-export", "--shape", "--checkpoint", "Examples", "smp3d-export list", "doctor"):
+            assert text in result.output
+    assert "--family" in cli("list", "--help").output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "encoders"], ["doctor"], ["unet", "resnet35"]])
+def test_small_jobs_do_not_import_torch(arguments) -> None:
+    code = (
+        "import sys; sys.argv = ['smp3d-export', *sys.argv[1:]]; from smp3d_export.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'onnx' not in sys.modules, 'imported'"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, *arguments], check=True, capture_output=True)
+
+
+def test_importing_the_package_imports_neither_torch_nor_numpy() -> None:
+    code = "import sys, smp3d_export; assert not {'torch', 'numpy', 'typer'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+def test_lists(cli) -> None:
+    rows = json.loads(cli("list", "encoders", "--family", "resnet", "--json").stdout)
+    assert {"name": "resnet34", "family": "resnet"}.items() <= rows[1].items()
+    assert all(row["family"] == "resnet" for row in rows)
+    assert "efficientnet-b7" in cli("list", "encoders").stdout
+    assert "Unet" in cli("list", "architectures").stdout
+    assert "onnx" in cli("list", "targets").stdout
+    for wrong, says in (
+        (["list", "models"], "there is no list 'models'"),
+        (["list", "--family", "resnets"], "Nearest: resnet"),
+    ):
+        result = cli(*wrong)
+        assert result.exit_code == 2
+        assert says in result.stderr
+
+
+def test_doctor_has_a_reason_for_what_is_not_ready(cli) -> None:
+    findings = json.loads(cli("doctor", "--json").stdout)
+    assert findings["targets"]["onnx"]["fp32"]["ready"]
+    assert all(s["ready"] or s["reason"] for target in findings["targets"].values() for s in target.values())
+    assert "onnxruntime" in cli("doctor").stdout
+
+
+def test_version_and_completion(cli) -> None:
+    assert cli("--version").stdout.startswith("smp3d-export 0.")
+    words = {"COMP_WORDS": "smp3d-export unet resnet1", "COMP_CWORD": "2"}
+    script = "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        env={**os.environ, "_SMP3D_EXPORT_COMPLETE": "complete_bash", **words},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["resnet18", "resnet101", "resnet152"]

@@ -1,0 +1,220 @@
+"""The main job through the command line, on a small network: the artifact, its proof, and whatever can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from small import SMALL
+
+import smp3d_export as smp
+from smp3d_export import artifact, runtime
+from smp3d_export.errors import ShapeError
+from smp3d_export.network import build, randomise_normalisations
+from smp3d_export.request import NetworkRequest
+from smp3d_export.targets import onnx as onnx_target
+from smp3d_export.validators.inputs import volume
+
+
+def manifest_of(folder: Path):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_the_artifact_is_complete(exported: Path) -> None:
+    manifest = manifest_of(exported)
+    assert sorted(p.name for p in exported.iterdir()) == ["golden.npz", "manifest.json", "model.onnx"]
+    assert artifact.describe_files(exported) == manifest["files"]
+    assert manifest["model"]["architecture"] == "Unet"
+    assert manifest["model"]["arguments"]["decoder_channels"] == [16, 8, 8]
+    assert len(manifest["model"]["weights"]["sha256"]) == 64
+    assert (manifest["target"], manifest["precision"], manifest["opset"]) == ("onnx", "fp32", 20)
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["hardware"]["cores"] >= 1
+    assert [entry["name"] for entry in manifest["outputs"]] == ["masks", "labels"]
+    assert manifest["parity"]["passed"]
+    assert manifest["throughput"]["rounds"] >= 5
+    assert manifest["throughput"]["peak_memory"] > 1e7
+
+
+def test_parity_was_measured_at_every_shape_on_both_outputs(exported: Path) -> None:
+    cases = manifest_of(exported)["parity"]["cases"]
+    assert {(case["case"], case["output"]) for case in cases} == {
+        (name, output) for name in ("optimum", "minimum", "anisotropic", "maximum") for output in ("masks", "labels")
+    }
+    assert all(case["relative"] < 1e-5 for case in cases)
+    assert all(len(case["dice"]) == 3 for case in cases if case["output"] == "masks")
+    assert all(case["range"] > 0.1 for case in cases), "outputs near zero would agree whatever the graph does"
+
+
+def test_the_file_describes_itself(exported: Path) -> None:
+    model = onnx.load(exported / "model.onnx")
+    axes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert axes == {"image": ["N", 1, "H", "W", "D"], "masks": ["N", 3, "H", "W", "D"], "labels": ["N", 2]}
+    properties = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    manifest = manifest_of(exported)
+    for name in ("model", "contract", "versions", "precision"):
+        assert properties[f"smp3d-export.{name}"] == manifest[name]
+    assert str(Path.cwd()) not in str(model.SerializeToString()), "the exporter's traces hold paths of the machine"
+
+
+def test_it_runs_in_plain_onnxruntime_at_a_shape_of_its_own(exported: Path) -> None:
+    """The eager network built anew from what the manifest says, its weights by the seed that it says."""
+    arguments = manifest_of(exported)["model"]["arguments"]
+    network = build(NetworkRequest(architecture="Unet", encoder="resnet18", arguments=arguments, seed=0))
+    assert network.sha256 == manifest_of(exported)["model"]["weights"]["sha256"]
+    image = volume((2, 1, 16, 40, 32), seed=5)
+    session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
+    masks, labels = session.run(["masks", "labels"], {"image": image})
+    for name, found in (("masks", masks), ("labels", labels)):
+        eager = network(image)[name]
+        assert np.abs(found - eager).max() <= 1e-5 * np.ptp(eager)
+
+
+def test_the_golden_input_proves_it_without_torch(exported: Path) -> None:
+    code = (
+        "import sys, numpy as np; from smp3d_export import load; run = load(sys.argv[1]);"
+        "golden = dict(np.load(sys.argv[1] + '/golden.npz')); found = run(golden.pop('image'));"
+        "assert golden.keys() == found.keys();"
+        "assert all(np.abs(found[k] - golden[k]).max() < 1e-5 for k in golden);"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, str(exported)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((1, 1, 32, 24, 20), "D is 20"),
+        ((1, 2, 32, 24, 16), "C is 2"),
+        ((3, 1, 32, 24, 16), "N is 3"),
+        ((1, 32, 24, 16), "4 axes"),
+    ],
+)
+def test_a_shape_outside_the_contract_is_refused_before_it_runs(exported: Path, shape, says: str) -> None:
+    with pytest.raises(ShapeError, match=says):
+        runtime.load(exported)(np.zeros(shape, np.float32))
+
+
+def test_json_is_the_verdict_alone_and_a_static_export_is_static(cli) -> None:
+    result = cli(*SMALL, "--static", "--no-bench", "--json", "-o", "net", "--opset", "18")
+    assert result.exit_code == 0, result.output
+    verdict = json.loads(result.stdout)["verdicts"][0]
+    assert verdict["parity"]["passed"]
+    assert verdict["throughput"] == "not run"
+    assert [case["case"] for case in verdict["parity"]["cases"]] == ["optimum"]
+    model = onnx.load("net/model.onnx")
+    assert [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] == [1, 1, 32, 24, 16]
+    assert model.opset_import[0].version == 18
+    assert "\x1b" not in result.output
+
+
+def test_a_checkpoint_with_strides_a_sample_and_an_activation(cli, tmp_path: Path) -> None:
+    strides = ((2, 2, 1), (1, 2, 2), (2, 1, 2))
+    torch.manual_seed(0)
+    model = smp.Unet(
+        "resnet18", encoder_weights=None, encoder_depth=3, decoder_channels=(16, 8, 8), in_channels=1, classes=1,
+        strides=strides, activation="sigmoid",
+    )  # fmt: skip
+    randomise_normalisations(model)
+    torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, "best.ckpt")
+    np.save("scan.npy", 40 + 10 * volume((1, 1, 21, 16, 24), 3)[0, 0])
+    result = cli(
+        "unet", "resnet18", "--checkpoint", "best.ckpt", "--strides", "2,2,1/1,2,2/2,1,2", "--activation", "sigmoid",
+        "--shape", "1,1,16,16,16", "--sample", "scan.npy", "--normalize", "zscore", "--no-bench",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "decoder_channels 16,8,8" in " ".join(result.output.split())
+    cases = manifest_of(tmp_path / "unet-resnet18")["parity"]["cases"]
+    assert cases[-1]["case"] == "scan.npy (its centre, of 21×16×24)"
+    assert cases[-1]["shape"] == [1, 1, 20, 16, 24]
+    assert manifest_of(tmp_path / "unet-resnet18")["model"]["weights"]["source"] == "best.ckpt"
+
+
+def test_too_slow_is_an_exit_code_of_its_own_and_the_artifact_is_kept(cli) -> None:
+    result = cli(*SMALL, "--min-speedup", "1000", "-o", "net")
+    assert result.exit_code == 6
+    assert "--min-speedup asks for 1000" in result.output
+    assert Path("net/model.onnx").exists()
+
+
+def test_a_wrong_artifact_fails_and_goes_beside(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sabotage: one weight of the exported file is changed behind the exporter's back."""
+    export = onnx_target.export
+
+    def sabotage(captured, options, folder):
+        exported = export(captured, options, folder)
+        model = onnx.load(folder / "model.onnx")
+        weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.flat[0] += 0.5
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(model, folder / "model.onnx")
+        return exported
+
+    monkeypatch.setattr(onnx_target, "export", sabotage)
+    result = cli(*SMALL, "-o", "net")
+    assert result.exit_code == 5
+    assert "differs from eager by" in result.output
+    assert [p.name for p in Path().iterdir()] == ["net.failed"]
+    assert not manifest_of(Path("net.failed"))["parity"]["passed"]
+
+
+def test_a_failing_exporter_is_reported_and_leaves_nothing(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args, **kwargs):
+        raise IndexError("inside")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    result = cli(*SMALL, "-o", "net")
+    assert result.exit_code == 4
+    assert "the ONNX exporter failed: IndexError: inside" in result.output
+    assert not list(Path().iterdir())
+
+
+def test_a_bug_of_ours_is_one_line_and_exit_code_1(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smp3d_export.pipeline.capture", lambda *args: 1 / 0)
+    result = cli(*SMALL, "-o", "net")
+    assert result.exit_code == 1
+    assert "a bug of smp3d-export" in result.output
+    assert "Traceback" not in result.output
+    assert "Traceback" in cli(*SMALL, "-o", "net", "--debug").output
+    assert not list(Path().iterdir())
+
+
+def test_an_interrupt_leaves_nothing(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.onnx, "export", interrupt)
+    result = cli(*SMALL, "-o", "net")
+    assert result.exit_code == 130
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills by signals")
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_it_leaves_nothing_that_looks_finished_and_runs_again(cli, tmp_path: Path, kind) -> None:
+    command = [sys.executable, "-P", "-m", "smp3d_export", *SMALL, "--no-bench", "-o", "net"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "✓ onnx" in line:  # written, not yet proved
+            break
+    process.send_signal(kind)
+    assert process.wait(60) != 0
+    assert not (tmp_path / "net").exists()
+    if kind is signal.SIGTERM:
+        assert not list(tmp_path.iterdir())
+    assert cli(*SMALL, "--no-bench", "-o", "net").exit_code == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["net"]
