@@ -1,0 +1,90 @@
+"""Captured program -> optimised program: exact rewrites in order, each verified on the network at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils.flop_counter import FlopCounterMode
+
+from smp3d_export.capture import Captured, capture
+from smp3d_export.contract import Shape
+from smp3d_export.optimise.concat_conv import ConcatConv
+from smp3d_export.optimise.dilated_taps import LARGEST, DilatedTaps
+from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
+from smp3d_export.optimise.rewrite import Rewrite
+from smp3d_export.optimise.upsample_conv import UpsampleConv
+
+REWRITES: tuple[Rewrite, ...] = (FoldBatchNorm(), DilatedTaps(), ConcatConv(), UpsampleConv())
+
+# Weights are combined in float64, so what is left is the order of float32 sums.
+AGREEMENT = 1e-5
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """The rewritten program, how often each rewrite fired, and the work at the optimum shape before and after."""
+
+    captured: Captured
+    fired: dict[str, int]
+    gflop_before: float
+    gflop_after: float
+
+
+def optimise(captured: Captured) -> Optimised:
+    """Rewrite a program. Where the result did not agree with the original, the original would be returned.
+
+    Every target profits, for what is rewritten is the captured program itself.
+    """
+    module = graph_module(captured)
+    note_largest_sizes(module, captured.contract.max)
+    before = gflop(module, captured.contract.opt)
+    fired = {rewrite.name: rewrite.run(module) for rewrite in REWRITES}
+    fired = {name: times for name, times in fired.items() if times}
+    if not fired or not agrees(module, captured):
+        return Optimised(captured, {}, before, before)
+    after = gflop(module, captured.contract.opt)
+    return Optimised(capture(module, captured.contract), fired, before, after)
+
+
+def graph_module(captured: Captured) -> GraphModule:
+    """The program as a module whose graph can be edited; guards on sizes are the contract's business."""
+    module = captured.program.module(check_guards=False)
+    assert isinstance(module, GraphModule)
+    return module
+
+
+class Sizes(Interpreter):
+    """Runs a graph without its values, only shapes, and notes them on the nodes."""
+
+    def run_node(self, n: Node) -> object:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta[LARGEST] = tuple(value.shape)
+        return value
+
+
+def note_largest_sizes(module: GraphModule, largest: Shape) -> None:
+    """Note on every node the sizes of its value at the contract's maximum."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        Sizes(module, graph=module.graph).run(torch.empty(largest))
+
+
+def gflop(module: GraphModule, shape: Shape) -> float:
+    """Billions of operations of convolutions and matrix products, counting multiplications and additions."""
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        Interpreter(module, graph=module.graph).run(torch.empty(shape))
+    return counter.get_total_flops() / 1e9
+
+
+def agrees(module: nn.Module, captured: Captured) -> bool:
+    """Whether a rewritten module gives what the program gives, on a seeded input of the shape it was captured at."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(captured.contract.example(), generator=generator)
+    with torch.inference_mode():
+        expected, found = (run(image) for run in (captured.program.module(check_guards=False), module))
+    pairs = zip(*(outputs if isinstance(outputs, tuple) else (outputs,) for outputs in (expected, found)), strict=True)
+    return all(float((a - b).abs().max()) <= AGREEMENT * float(a.max() - a.min()) for a, b in pairs)

@@ -1,0 +1,65 @@
+"""Taps of a dilated convolution that only ever meet padding are removed.
+
+Along an axis of n voxels, a tap at an offset of n or more from the centre reads zeros outside the map for every
+output voxel (with a stride too, for the centre never leaves the map). Where that holds at the contract's maximum it
+holds at every smaller size, so the outer taps of a kernel of 3 with padding = dilation >= n can go, and the padding of
+that axis with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, add_constant, aten, constant, replace
+
+LARGEST = "largest"
+"""Key in a node's `meta`: the sizes (N, C, H, W, D) of its value at the contract's maximum."""
+
+
+@dataclass(frozen=True)
+class Match:
+    conv: Conv
+    weight: Tensor
+    axes: tuple[int, ...]
+    """The volume axes along which only the central tap stays."""
+
+
+class DilatedTaps(Rewrite):
+    name = "dilated-taps"
+
+    def match(self, module: GraphModule, node: Node) -> Match | Miss | None:
+        conv = Conv.of(node)
+        if conv is None or max(conv.dilation) == 1:
+            return None
+        weight = constant(module, conv.weight)
+        largest = conv.input.meta.get(LARGEST)
+        if weight is None or largest is None:
+            return Miss("the weight, or the largest size of the map, is not known")
+        axes = tuple(
+            axis
+            for axis in range(3)
+            if weight.shape[2 + axis] == 3 and conv.padding[axis] == conv.dilation[axis] >= largest[2 + axis]
+        )
+        return Match(conv, weight, axes) if axes else Miss("its taps reach into the map at the contract's maximum")
+
+    def apply(self, module: GraphModule, node: Node, match: Match) -> None:
+        conv, weight = match.conv, match.weight
+        padding, dilation = list(conv.padding), list(conv.dilation)
+        for axis in match.axes:
+            weight = weight.narrow(2 + axis, 1, 1)
+            padding[axis], dilation[axis] = 0, 1
+        with module.graph.inserting_before(node):
+            arguments = (
+                conv.input,
+                add_constant(module, weight),
+                conv.bias,
+                conv.stride,
+                tuple(padding),
+                tuple(dilation),
+                conv.groups,
+            )
+            new = module.graph.call_function(aten.conv3d.default, arguments)
+        replace(node, new)

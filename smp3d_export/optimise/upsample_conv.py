@@ -1,0 +1,98 @@
+"""A nearest upsampling and the convolution behind it become one transposed convolution.
+
+    conv(upsample(x, s), w) = conv_transpose(x, v, stride=s, padding=1)      kernel 3, padding 1, per axis:
+    v[t] = sum(w[k] for k in 0..2 if 0 <= t + k - 2 < s),  t = 0 .. s + 1
+
+Output voxel y takes w[k] times the upsampled voxel y + k - 1 = s·x + r, that is input voxel x; the transposed
+convolution adds v[t] times x at y = s·x + t - 1, hence t = r - k + 2. It trades 27 multiplications an output voxel for
+8 at s = (2, 2, 2). Exact, borders included: the zero padding of the upsampled map is the absence of input to the
+transposed convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from smp3d_export.optimise.rewrite import (
+    Conv,
+    Miss,
+    Rewrite,
+    add_constant,
+    arguments_of,
+    aten,
+    constant,
+    is_call,
+    replace,
+)
+
+
+@dataclass(frozen=True)
+class Match:
+    source: Node
+    scale: tuple[int, ...]
+    conv: Conv
+    weight: Tensor
+
+
+class UpsampleConv(Rewrite):
+    name = "upsample-conv"
+
+    def match(self, module: GraphModule, node: Node) -> Match | Miss | None:
+        conv = Conv.of(node)
+        if conv is None or not is_upsampling(conv.input):
+            return None
+        scale = fitting_scale(module, conv, conv.input)
+        if isinstance(scale, Miss):
+            return scale
+        weight = constant(module, conv.weight)
+        assert weight is not None
+        return Match(conv.input.all_input_nodes[0], scale, conv, weight)
+
+    def apply(self, module: GraphModule, node: Node, match: Match) -> None:
+        conv = match.conv
+        with module.graph.inserting_before(node):
+            if match.scale == (1, 1, 1):  # the upsampling is none
+                arguments = (match.source, *node.args[1:])
+                new = module.graph.call_function(aten.conv3d.default, arguments)
+            else:
+                weight = add_constant(module, transposed_kernel(match.weight, match.scale))
+                arguments = (match.source, weight, conv.bias, match.scale, (1, 1, 1))
+                new = module.graph.call_function(aten.conv_transpose3d.input, arguments)
+        replace(node, new)
+
+
+def is_upsampling(node: object) -> bool:
+    return is_call(node, aten.upsample_nearest3d.vec)
+
+
+def fitting_scale(module: GraphModule, conv: Conv, upsampling: Node) -> tuple[int, ...] | Miss:
+    """The whole factors of an upsampling that can be merged into a convolution, or why it cannot."""
+    weight = constant(module, conv.weight)
+    if weight is None:
+        return Miss("the weight is not a constant")
+    if tuple(weight.shape[2:]) != (3, 3, 3):
+        return Miss(f"the kernel is {tuple(weight.shape[2:])}, not 3")
+    if conv.padding != (1, 1, 1) or conv.stride != (1, 1, 1) or conv.dilation != (1, 1, 1) or conv.groups != 1:
+        return Miss("padding, stride, dilation and groups are not all 1")
+    _, size, factors = arguments_of(upsampling)
+    if size is not None or factors is None:
+        return Miss("it upsamples to a size, not by a factor")
+    if any(factor != int(factor) or factor < 1 for factor in factors):
+        return Miss(f"the factors {tuple(factors)} are not whole")
+    if len(upsampling.users) > 1:
+        return Miss("the upsampled map has a second user")
+    return tuple(int(factor) for factor in factors)
+
+
+def transposed_kernel(weight: Tensor, scale: tuple[int, ...]) -> Tensor:
+    """(out, in, 3, 3, 3) to (in, out, s + 2, s + 2, s + 2), s the scale of each axis."""
+    taps = [torch.zeros(s + 2, 3, dtype=torch.float64) for s in scale]
+    for matrix, s in zip(taps, scale, strict=True):
+        for t in range(s + 2):
+            for k in range(3):
+                matrix[t, k] = float(0 <= t + k - 2 < s)
+    return torch.einsum("oiabc,xa,yb,zc->ioxyz", weight.double(), *taps).to(weight.dtype)

@@ -1,0 +1,236 @@
+"""Rewrites on tiny graphs: equal where they fire, silent with their reason where they must not, and idempotent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import smp3d_export as smp
+from smp3d_export.capture import capture
+from smp3d_export.contract import ShapeContract
+from smp3d_export.network import randomise_normalisations
+from smp3d_export.optimise import REWRITES, graph_module, note_largest_sizes, optimise, upsample_conv
+from smp3d_export.optimise.concat_conv import ConcatConv
+from smp3d_export.optimise.dilated_taps import DilatedTaps
+from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
+from smp3d_export.optimise.rewrite import Miss, Rewrite
+from smp3d_export.optimise.upsample_conv import UpsampleConv
+
+CONTRACT = ShapeContract.of((1, 4, 5, 6, 7), multiple=(1, 1, 1))
+
+
+class Tiny(nn.Module):
+    """A function of one input and of layers."""
+
+    def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.layers)
+
+
+def conv(inputs: int = 4, outputs: int = 3, kernel: int = 3, **options) -> nn.Conv3d:
+    return nn.Conv3d(inputs, outputs, kernel, **{"padding": kernel // 2, **options})
+
+
+def module_of(model: nn.Module) -> GraphModule:
+    torch.manual_seed(0)
+    randomise_normalisations(model)
+    module = graph_module(capture(model.eval(), CONTRACT))
+    note_largest_sizes(module, CONTRACT.max)
+    return module
+
+
+def misses(rewrite: Rewrite, module: GraphModule) -> list[str]:
+    found = [rewrite.match(module, node) for node in module.graph.nodes]
+    return [match.reason for match in found if isinstance(match, Miss)]
+
+
+def check(rewrite: Rewrite, model: nn.Module, times: int = 1) -> GraphModule:
+    """It fires so often, the result is equal at several shapes, and a second run does nothing."""
+    module = module_of(model)
+    assert rewrite.run(module) == times
+    assert rewrite.run(module) == 0
+    with torch.no_grad():
+        for shape in (CONTRACT.min, (2, 4, 5, 1, 3), CONTRACT.max):
+            x = torch.randn(shape)
+            expected = model(x)
+            assert float((module(x) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    return module
+
+
+def up(x: Tensor, scale, mode: str = "nearest") -> Tensor:
+    return F.interpolate(x, scale_factor=tuple(map(float, scale)), mode=mode)
+
+
+TWICE = (2, 2, 2)
+SCALES = [*product((1, 2), repeat=3), (3, 3, 3), (4, 4, 4), (1, 3, 4), (4, 2, 1)]
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_upsample_conv(scale, bias: bool) -> None:
+    module = check(UpsampleConv(), Tiny(lambda x, c: c(up(x, scale)), conv(bias=bias)))
+    assert "upsample" not in str(module.graph)
+
+
+UPSAMPLE_MISSES = {
+    "kernel 5": (Tiny(lambda x, c: c(up(x, (2, 2, 2))), conv(kernel=5)), "the kernel is (5, 5, 5), not 3"),
+    "no padding": (Tiny(lambda x, c: c(up(x, (4, 4, 4))), conv(padding=0)), "padding, stride, dilation and groups"),
+    "stride": (Tiny(lambda x, c: c(up(x, (2, 2, 2))), conv(stride=2)), "padding, stride, dilation and groups"),
+    "groups": (Tiny(lambda x, c: c(up(x, (2, 2, 2))), conv(4, 4, groups=2)), "padding, stride, dilation and groups"),
+    "dilation": (
+        Tiny(lambda x, c: c(up(x, (2, 2, 2))), conv(dilation=2, padding=2)),
+        "padding, stride, dilation and groups",
+    ),
+    "second user": (
+        Tiny(lambda x, c: (lambda u: c(u) + u[:, :3])(up(x, (2, 2, 2))), conv()),
+        "the upsampled map has a second user",
+    ),
+    "to a size": (Tiny(lambda x, c: c(F.interpolate(x, size=(8, 8, 8))), conv()), "it upsamples to a size"),
+    "factor 1.5": (Tiny(lambda x, c: c(up(x, (1.5, 2, 2))), conv()), "are not whole"),
+    "trilinear": (Tiny(lambda x, c: c(up(x, (2, 2, 2), "trilinear")), conv()), None),
+    "attention between": (Tiny(lambda x, c: c(up(x, (2, 2, 2)).sigmoid()), conv()), None),
+}
+
+
+@pytest.mark.parametrize("case", UPSAMPLE_MISSES)
+def test_upsample_conv_must_not_fire(case: str) -> None:
+    model, reason = UPSAMPLE_MISSES[case]
+    module = module_of(model)
+    found = misses(UpsampleConv(), module)
+    assert all(reason is not None and reason in text for text in found)
+    assert bool(found) == (reason is not None)
+    assert UpsampleConv().run(module) == 0
+
+
+def halves(function, layer: nn.Module) -> tuple[nn.Module, GraphModule]:
+    """A function of an even volume and of its half, and its graph."""
+    model = Tiny(function, nn.AvgPool3d(2), layer).eval()
+    contract = ShapeContract.of((1, 4, 8, 8, 8), multiple=TWICE)
+    return model, graph_module(capture(model, contract))
+
+
+def test_concat_conv_and_then_upsample_conv() -> None:
+    model, module = halves(lambda x, pool, c: c(torch.cat([up(pool(x), TWICE), up(pool(x * x), TWICE)], 1)), conv(8, 3))
+    assert ConcatConv().run(module) == 1
+    assert UpsampleConv().run(module) == 2
+    x = torch.randn(2, 4, 6, 4, 10)
+    with torch.no_grad():
+        assert torch.allclose(module(x), model(x), atol=1e-5)
+
+
+def test_concat_conv_keeps_the_other_parts_together() -> None:
+    model, module = halves(lambda x, pool, c: c(torch.cat([x[:, :1], up(pool(x), TWICE), x], 1)), conv(9, 3))
+    assert ConcatConv().run(module) == 1
+    assert ConcatConv().run(module) == 0
+    assert str(module.graph).count("aten.conv3d") == 2
+    x = torch.randn(1, 4, 4, 6, 2)
+    with torch.no_grad():
+        assert torch.allclose(module(x), model(x), atol=1e-5)
+
+
+CONCAT_MISSES = {
+    "kernel 5": (lambda x, c: c(torch.cat([up(x, TWICE), up(x, TWICE)], 1)), conv(8, 3, 5), "no upsampled part"),
+    "attention between": (lambda x, c: c(torch.cat([up(x, TWICE).sigmoid(), up(x, TWICE).tanh()], 1)), conv(8), None),
+    "trilinear": (lambda x, c: c(torch.cat([up(x, TWICE, "trilinear")] * 2, 1)), conv(8), None),
+    "other axis": (lambda x, c: c(torch.cat([up(x, TWICE), up(x, TWICE)], 2)), conv(4), "another axis"),
+    "second user": (
+        lambda x, c: (lambda j: c(j) + j[:, :3])(torch.cat([up(x, TWICE), up(x, TWICE)], 1)),
+        conv(8),
+        "the concatenation has a second user",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONCAT_MISSES)
+def test_concat_conv_must_not_fire(case: str) -> None:
+    function, layer, reason = CONCAT_MISSES[case]
+    module = module_of(Tiny(function, layer))
+    found = misses(ConcatConv(), module)
+    assert (reason is None) == (not found)
+    assert all(reason in text for text in found)
+    assert ConcatConv().run(module) == 0
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+def test_fold_batch_norm(bias: bool, affine: bool) -> None:
+    module = check(FoldBatchNorm(), Tiny(lambda x, c, n: n(c(x)), conv(bias=bias), nn.BatchNorm3d(3, affine=affine)))
+    assert "batch_norm" not in str(module.graph)
+
+
+BATCH_NORM_MISSES = {
+    "no convolution": (Tiny(lambda x, n: n(x.relu()), nn.BatchNorm3d(4)), "it does not follow a convolution"),
+    "second user": (Tiny(lambda x, c, n: (lambda y: n(y) + y)(c(x)), conv(), nn.BatchNorm3d(3)), "second user"),
+}
+
+
+@pytest.mark.parametrize("case", BATCH_NORM_MISSES)
+def test_fold_batch_norm_must_not_fire(case: str) -> None:
+    model, reason = BATCH_NORM_MISSES[case]
+    module = module_of(model)
+    assert [reason in text for text in misses(FoldBatchNorm(), module)] == [True]
+    assert FoldBatchNorm().run(module) == 0
+
+
+def test_dilated_taps_go_along_the_axes_that_are_too_short_at_the_maximum() -> None:
+    """The maximum is (10, 12, 14): a dilation of 12 keeps the taps of D alone."""
+    layer = conv(dilation=12, padding=12)
+    module = check(DilatedTaps(), Tiny(lambda x, c: c(x), layer))
+    weights = [p for name, p in module.named_parameters() if name.startswith("rewritten")]
+    assert [tuple(w.shape[2:]) for w in weights] == [(1, 1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"dilation": 9, "padding": 9}, "its taps reach into the map"),
+        ({"dilation": 2, "padding": 0, "kernel": 1}, "its taps reach into the map"),
+    ],
+)
+def test_dilated_taps_must_not_fire(options, reason: str) -> None:
+    module = module_of(Tiny(lambda x, c: c(x), conv(**options)))
+    assert [reason in text for text in misses(DilatedTaps(), module)] == [True]
+    assert DilatedTaps().run(module) == 0
+
+
+def test_a_whole_network_keeps_its_function_and_does_less_work() -> None:
+    torch.manual_seed(0)
+    model = smp.Unet(
+        "resnet18", encoder_depth=3, decoder_channels=(16, 8, 8), encoder_weights=None, in_channels=1
+    ).eval()
+    randomise_normalisations(model)
+    contract = ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple)
+    optimised = optimise(capture(model, contract))
+    assert optimised.fired == {"fold-batch-norm": 16, "concat-conv": 2, "upsample-conv": 3}
+    assert optimised.gflop_after < 0.9 * optimised.gflop_before
+    again = optimise(optimised.captured)
+    assert again.fired == {}
+    run = graph_module(optimised.captured)
+    for shape in contract.parity_shapes().values():
+        x = torch.randn(shape)
+        with torch.no_grad():
+            expected = model(x)
+            assert float((run(x) - expected).abs().max()) <= 1e-5 * float(expected.max() - expected.min())
+
+
+def test_a_rewrite_that_is_wrong_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    transposed = upsample_conv.transposed_kernel
+    monkeypatch.setattr(upsample_conv, "transposed_kernel", lambda weight, scale: transposed(weight, scale) * 1.01)
+    captured = capture(Tiny(lambda x, c: c(up(x, (2, 2, 2))), conv()).eval(), CONTRACT)
+    optimised = optimise(captured)
+    assert optimised.fired == {}
+    assert optimised.captured is captured
+
+
+def test_names_are_told_apart() -> None:
+    assert len({rewrite.name for rewrite in REWRITES}) == len(REWRITES)
