@@ -30,9 +30,10 @@ class Case:
 class Measurement:
     """How far one output is from the eager one.
 
-    `largest` and `p999` (the 99.9th percentile) are absolute errors, `range` is that of the eager output, `relative` is
-    the largest error as a part of it. `labels` is the part of the voxels with the same label and `dice` the Dice
-    coefficient of each class between the two label maps; None for an output that has no voxels.
+    `largest` and `p999` (the 99.9th percentile) are absolute errors, `range` is that of the eager output. `relative` is
+    the largest error as a part of it, or of a tenth of the largest absolute value where the output hardly varies.
+    `labels` is the part of the voxels with the same label and `dice` the Dice coefficient of each class between the two
+    label maps; None for an output that has no voxels.
     """
 
     case: str
@@ -131,10 +132,11 @@ def measure(
     if found is None or found.shape != eager.shape or not np.isfinite(found).all() or not np.isfinite(eager).all():
         worst = float("inf")
         return Measurement(case.name, case.shape, name, worst, worst, spread, worst, None, None, passed=False)
+    # Rounding goes with the magnitude: of an output that hardly varies a tenth of that stands for the range.
+    scale = max(spread, float(np.abs(eager).max()) / 10)
     error = np.abs(found - eager) if eager.dtype.kind == "f" else np.abs(found.astype(np.int64) - eager)
     largest = float(error.max())
-    # Among equal outputs (a constant one) any difference is infinite, and none is none.
-    relative = largest / spread if spread > 0 else (0.0 if largest == 0 else float("inf"))
+    relative = largest / scale if scale > 0 else (0.0 if largest == 0 else float("inf"))
     labels = dice = None
     if eager.ndim > 2:
         ours, theirs = (label_map(array, label_threshold) for array in (found, eager))
