@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import pickle
-import re
-import warnings
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,23 +15,9 @@ from smp3d_export.architectures import architecture_class, create_model
 from smp3d_export.architectures.base import SegmentationModel, Shapes
 from smp3d_export.encoders import ENCODERS, encoder_spec, get_encoder
 from smp3d_export.errors import CheckpointError, UsageError
+from smp3d_export.tensors import bare, differences, few, read_tensors, state_dict_in
 
-# Where training scripts put the state dict, and what wrappers put before its keys.
-CONTAINERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network")
-PREFIXES = ("module", "model", "net", "_orig_mod")
 ROOTS = ("encoder", "decoder", "segmentation_head", "classification_head")
-
-# Harmless things that training scripts save beside the weights: arguments, and losses as numpy's numbers and arrays.
-SAFE_GLOBALS = [
-    argparse.Namespace,
-    np.dtype,
-    np.ndarray,
-    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
-    np.float64(0).__reduce__()[0],
-    np.empty(0).__reduce__()[0],
-]
-
-SHOWN = 3
 ALWAYS_SAID = ("in_channels", "classes")
 
 
@@ -96,66 +76,20 @@ def load_checkpoint(path: Path, architecture: str, encoder: str, given: Mapping[
     return Loaded(model, arguments, tuple(notes))
 
 
-def read_tensors(path: Path) -> Mapping[str, Any]:
-    """What a checkpoint file holds, read without running any code of it.
-
-    Raises:
-        CheckpointError: it does not exist, is truncated, is of another format, or is a pickle with code in it.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {str(path)!r}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{str(path)!r} is truncated or no safetensors file: {error}") from error
-    try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, in files that are none of torch's
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"(?:GLOBAL|global|class) (\w+(?:\.\w+)+)", str(error))
-        if refused:
-            raise CheckpointError(
-                f"{str(path)!r} holds more than tensors ({refused[1]}), and loading that could run code, so it is "
-                "refused. Save the weights alone: torch.save(model.state_dict(), ...)"
-            ) from error
-        raise CheckpointError(f"{str(path)!r} is truncated or no checkpoint: {first_line(error)}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{str(path)!r} is truncated or no checkpoint: {first_line(error)}") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{str(path)!r} holds a {type(content).__name__}, not a state dict")
-    return content
-
-
 def state_dict_of(content: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The network's tensors in float32 under their own names, and notes of what was left out or converted.
 
     Raises:
         CheckpointError: there are none, or two networks claim one name.
     """
-    while not any(isinstance(value, Tensor) for value in content.values()):
-        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            raise CheckpointError(
-                f"{str(path)!r} holds no state dict: looked for tensors at the top and under {', '.join(CONTAINERS)}, "
-                f"found {few(map(str, content))}"
-            )
-        content = inner
     tensors: dict[str, Tensor] = {}
     ignored: list[str] = []
     converted: set[str] = set()
-    for key, value in content.items():
-        parts = key.split(".")
-        while parts[0] in PREFIXES and len(parts) > 1:
-            parts = parts[1:]
-        if parts[0] not in ROOTS or not isinstance(value, Tensor):
+    for key, value in state_dict_in(content, path).items():
+        name = bare(key)
+        if name.split(".")[0] not in ROOTS or not isinstance(value, Tensor):
             ignored.append(key)
             continue
-        name = ".".join(parts)
         if name in tensors:
             raise CheckpointError(f"{str(path)!r} holds {name} twice, as {key} too: save one network alone")
         if value.is_floating_point() and value.dtype != torch.float32:
@@ -184,17 +118,7 @@ def mismatch(
 ) -> CheckpointError:
     """The error for tensors that are not the network's: a few keys of each kind, and the way out where one shows."""
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    lines = [f"{str(path)!r} is not a checkpoint of {network}:"]
-    for kind, names in (
-        ("missing", [name for name in expected if name not in found]),
-        ("unexpected", [name for name in found if name not in expected]),
-    ):
-        if names:
-            lines.append(f"  {len(names)} {kind}: {few(names)}")
-    wrong = [name for name in expected if name in found and found[name] != expected[name]]
-    if wrong:
-        shown = [f"{name} is {found[name]} and should be {expected[name]}" for name in wrong]
-        lines.append(f"  {len(wrong)} wrongly shaped: {few(shown)}")
+    lines = [f"{str(path)!r} is not a checkpoint of {network}:", *differences(expected, found)]
     for name, value in inferred.items():
         if name in given and given[name] != value and list_of(given[name]) != list_of(value):
             lines.append(
@@ -220,17 +144,6 @@ def fitting_encoder(shapes: Shapes) -> str | None:
         if own == {name: shape for name, shape in theirs.items() if not name.endswith("num_batches_tracked")}:
             return spec.name
     return None
-
-
-def few(items: Iterable[str]) -> str:
-    """The first items, and how many more there are."""
-    names = list(items)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def list_of(value: Any) -> Any:
