@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from smp3d_export.architectures.heads import ClassificationHead
 from smp3d_export.contract import check_multiples
 from smp3d_export.encoders import encoder_spec, get_encoder
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import EncoderSpec, Triple
+from smp3d_export.encoders.spec import STAGES, EncoderSpec, Triple
 from smp3d_export.errors import UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -62,7 +63,8 @@ class SegmentationModel(nn.Module):
         stem = shapes.get(f"encoder.{encoder.stem}")
         if stem is not None and len(stem) == 5:
             arguments["in_channels"] = stem[1]
-        arguments |= cls.infer_decoder(shapes)
+        with suppress(KeyError, IndexError):  # whoever loads the tensors will say which is missing or of a wrong shape
+            arguments |= cls.infer_decoder(shapes, encoder)
         head = shapes.get("segmentation_head.0.weight")
         if head is not None:
             arguments["classes"] = head[0]
@@ -72,8 +74,13 @@ class SegmentationModel(nn.Module):
         return arguments
 
     @classmethod
-    def infer_decoder(cls, shapes: Shapes) -> dict[str, Any]:
-        """What the decoder's tensors show; nothing, where an architecture has no arguments that they could."""
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        """What the decoder's tensors show of the arguments of this architecture.
+
+        Raises:
+            KeyError: a tensor is missing.
+            IndexError: a tensor has too few axes.
+        """
         return {}
 
     @torch.no_grad()
@@ -111,6 +118,18 @@ def encoder_for(
                 f"Pass {argument}={value}"
             )
     return get_encoder(name, in_channels, depth, weights, output_stride, strides)
+
+
+def infer_depth(encoder: EncoderSpec, *channels: int, default: int = STAGES) -> dict[str, int]:
+    """The `encoder_depth` at which the last feature maps have these `channels`.
+
+    Nothing where several do and the default is one of them: then it is not inferred but assumed.
+    """
+    ends = range(len(channels), len(encoder.channels) + 1)
+    depths = [depth for depth in ends if encoder.channels[depth - len(channels) : depth] == channels]
+    if not depths or (default in depths and len(depths) > 1):
+        return {}
+    return {"encoder_depth": depths[-1]}
 
 
 def classification_head(channels: int, aux_params: Mapping[str, Any] | None) -> ClassificationHead | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for
+from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for, infer_depth
 from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgument, as_upsampling
 from smp3d_export.architectures.layers import ActivationArgument, ConvBlock, upsample
 from smp3d_export.encoders.base import Encoder
@@ -76,8 +76,8 @@ class DeepLabV3(SegmentationModel):
         self.name = f"deeplabv3-{encoder_name}"
 
     @classmethod
-    def infer_arguments(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
-        return super().infer_arguments(shapes, encoder) | pyramid_arguments(shapes, "decoder.0", encoder)
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        return pyramid_arguments(shapes, "decoder.0", encoder)
 
 
 class DeepLabV3Plus(SegmentationModel):
@@ -143,8 +143,8 @@ class DeepLabV3Plus(SegmentationModel):
         self.name = f"deeplabv3plus-{encoder_name}"
 
     @classmethod
-    def infer_arguments(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
-        return super().infer_arguments(shapes, encoder) | pyramid_arguments(shapes, "decoder.aspp.0", encoder)
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        return pyramid_arguments(shapes, "decoder.aspp.0", encoder)
 
 
 class DeepLabV3Decoder(nn.Sequential):
@@ -233,8 +233,5 @@ def normed(conv: nn.Module, channels: int) -> nn.Sequential:
 
 def pyramid_arguments(shapes: Shapes, pyramid: str, encoder: EncoderSpec) -> dict[str, Any]:
     """What the first convolution of a pyramid in a checkpoint shows: its outputs, and by its inputs the depth."""
-    weight = shapes.get(f"{pyramid}.convs.0.0.weight")
-    if weight is None:
-        return {}
-    depths = [depth for depth, channels in enumerate(encoder.channels, start=1) if channels == weight[1]]
-    return {"decoder_channels": weight[0]} | ({"encoder_depth": depths[-1]} if depths else {})
+    weight = shapes[f"{pyramid}.convs.0.0.weight"]
+    return {"decoder_channels": weight[0], **infer_depth(encoder, weight[1])}

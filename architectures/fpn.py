@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
+from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for, infer_depth
 from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgument, as_upsampling
 from smp3d_export.architectures.layers import ActivationArgument, upsample
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import DEFAULT_STRIDES, Strides, Triple, product
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Strides, Triple, product
 from smp3d_export.errors import UsageError, unknown
 
 NORM_GROUPS = 32
@@ -84,6 +84,18 @@ class FPN(SegmentationModel):
         )
         self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
         self.name = f"fpn-{encoder_name}"
+
+    @classmethod
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        maps = [shapes[f"decoder.{key}.weight"] for key in ("p3.skip_conv", "p4.skip_conv", "p5")]
+        segmentation = shapes["decoder.seg_blocks.0.block.0.block.0.weight"][0]
+        merged = shapes["segmentation_head.0.weight"][1]
+        return {
+            "decoder_pyramid_channels": maps[-1][0],
+            "decoder_segmentation_channels": segmentation,
+            "decoder_merge_policy": "add" if merged == segmentation else "cat",
+            **infer_depth(encoder, *(weight[1] for weight in maps)),
+        }
 
 
 class FPNDecoder(nn.Module):

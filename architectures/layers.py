@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -117,9 +118,25 @@ def check_decoder_channels(decoder_channels: Sequence[int], depth: int) -> None:
         )
 
 
-def infer_attention(shapes: Mapping[str, tuple[int, ...]], block: str) -> str | None:
-    """The attention that the tensors of a checkpoint show at the key `block`."""
-    return "scse" if f"{block}.attention.sSE.0.weight" in shapes else None
+def infer_blocks(shapes: Mapping[str, tuple[int, ...]], block: str) -> dict[str, Any]:
+    """What a decoder's blocks of two convolutions show in a checkpoint; `block` is the key of the first less its 0.
+
+    Raises:
+        KeyError: there is no such block.
+    """
+    channels = [shapes[f"{block}0.conv1.0.weight"][0]]
+    while (weight := shapes.get(f"{block}{len(channels)}.conv1.0.weight")) is not None:
+        channels.append(weight[0])
+    return {
+        "encoder_depth": len(channels),
+        "decoder_channels": tuple(channels),
+        "decoder_use_batchnorm": f"{block}0.conv1.1.weight" in shapes,
+    }
+
+
+def infer_attention(shapes: Mapping[str, tuple[int, ...]], block: str) -> dict[str, str | None]:
+    """The attention that the block of the key `block` shows in a checkpoint."""
+    return {"decoder_attention_type": "scse" if f"{block}.attention1.attention.sSE.0.weight" in shapes else None}
 
 
 class ArgMax(nn.Module):

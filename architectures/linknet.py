@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
+from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for
 from smp3d_export.architectures.heads import SegmentationHead
 from smp3d_export.architectures.layers import ActivationArgument, ConvBlock
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import DEFAULT_STRIDES, Triple
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Triple
 
 FINAL_CHANNELS = 32
 
@@ -59,6 +59,15 @@ class Linknet(SegmentationModel):
         self.segmentation_head = SegmentationHead(FINAL_CHANNELS, classes, kernel=1, activation=activation)
         self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
         self.name = f"link-{encoder_name}"
+
+    @classmethod
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        depth = 0
+        while f"decoder.blocks.{depth}.block.0.0.weight" in shapes:
+            depth += 1
+        if not depth:
+            return {}
+        return {"encoder_depth": depth, "decoder_use_batchnorm": "decoder.blocks.0.block.0.1.weight" in shapes}
 
 
 class LinknetDecoder(nn.Module):

@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
+from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for
 from smp3d_export.architectures.heads import SegmentationHead
 from smp3d_export.architectures.layers import (
     ActivationArgument,
     ConvBlock,
     DecoderBlock,
     check_decoder_channels,
+    infer_blocks,
     upsample,
 )
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import DEFAULT_STRIDES, Triple
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Triple
 from smp3d_export.errors import UsageError
 
 
@@ -74,6 +75,11 @@ class MAnet(SegmentationModel):
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, activation=activation)
         self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
         self.name = f"manet-{encoder_name}"
+
+    @classmethod
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        compared = shapes["decoder.center.top_conv.weight"][0]
+        return infer_blocks(shapes, "decoder.blocks.") | {"decoder_pab_channels": compared}
 
 
 class MAnetDecoder(nn.Module):

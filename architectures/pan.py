@@ -14,7 +14,7 @@ from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgumen
 from smp3d_export.architectures.layers import ActivationArgument, upsample
 from smp3d_export.contract import AXES
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import DEFAULT_STRIDES, Triple, product
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Triple, product
 from smp3d_export.errors import ShapeError, UsageError
 
 LEAST_MAP = 8
@@ -77,9 +77,8 @@ class PAN(SegmentationModel):
         self.name = f"pan-{encoder_name}"
 
     @classmethod
-    def infer_decoder(cls, shapes: Shapes) -> dict[str, Any]:
-        weight = shapes.get("decoder.fpa.mid.0.conv.weight")
-        return {} if weight is None else {"decoder_channels": weight[0]}
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        return {"decoder_channels": shapes["decoder.fpa.mid.0.conv.weight"][0]}
 
     @property
     def least(self) -> Triple:

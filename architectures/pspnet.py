@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
+from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for, infer_depth
 from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgument, as_upsampling
 from smp3d_export.architectures.layers import ActivationArgument, ConvBlock
 from smp3d_export.architectures.pooling import AdaptiveAvgPool3d
-from smp3d_export.encoders.spec import DEFAULT_STRIDES
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec
 
 BINS = (1, 2, 3, 6)
+DEFAULT_DEPTH = 3
 
 
 class PSPNet(SegmentationModel):
@@ -44,7 +45,7 @@ class PSPNet(SegmentationModel):
         self,
         encoder_name: str = "resnet34",
         encoder_weights: str | None = "imagenet",
-        encoder_depth: int = 3,
+        encoder_depth: int = DEFAULT_DEPTH,
         psp_out_channels: int = 512,
         psp_use_batchnorm: bool = True,
         psp_dropout: float = 0.2,
@@ -75,6 +76,14 @@ class PSPNet(SegmentationModel):
         )
         self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
         self.name = f"psp-{encoder_name}"
+
+    @classmethod
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        return {
+            "psp_out_channels": shapes["decoder.conv.0.weight"][0],
+            "psp_use_batchnorm": "decoder.conv.1.weight" in shapes,
+            **infer_depth(encoder, shapes["decoder.psp.blocks.0.pool.1.0.weight"][1], default=DEFAULT_DEPTH),
+        }
 
 
 class PSPDecoder(nn.Module):

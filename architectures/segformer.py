@@ -76,15 +76,13 @@ class Segformer(SegmentationModel):
         self.name = f"segformer-{encoder_name}"
 
     @classmethod
-    def infer_arguments(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
-        arguments = super().infer_arguments(shapes, encoder)
-        maps = 0
-        while (weight := shapes.get(f"decoder.mlp_stage.{maps}.linear.weight")) is not None:
-            arguments["decoder_segmentation_channels"] = weight[0]
-            maps += 1
-        if maps:
-            arguments["encoder_depth"] = maps if encoder.has_first_map else maps + 1
-        return arguments
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        channels = shapes["decoder.mlp_stage.0.linear.weight"][0]
+        maps = sum(key.startswith("decoder.mlp_stage.") and key.endswith(".weight") for key in shapes)
+        return {
+            "encoder_depth": maps if encoder.has_first_map else maps + 1,
+            "decoder_segmentation_channels": channels,
+        }
 
 
 class SegformerDecoder(nn.Module):

@@ -15,9 +15,10 @@ from smp3d_export.architectures.layers import (
     center_block,
     check_decoder_channels,
     infer_attention,
+    infer_blocks,
 )
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import DEFAULT_STRIDES
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec
 
 
 class Unet(SegmentationModel):
@@ -74,18 +75,8 @@ class Unet(SegmentationModel):
         self.name = f"u-{encoder_name}"
 
     @classmethod
-    def infer_decoder(cls, shapes: Shapes) -> dict[str, Any]:
-        channels = []
-        while (weight := shapes.get(f"decoder.blocks.{len(channels)}.conv1.0.weight")) is not None:
-            channels.append(weight[0])
-        if not channels:
-            return {}
-        return {
-            "encoder_depth": len(channels),
-            "decoder_channels": tuple(channels),
-            "decoder_use_batchnorm": "decoder.blocks.0.conv1.1.weight" in shapes,
-            "decoder_attention_type": infer_attention(shapes, "decoder.blocks.0.attention1"),
-        }
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        return infer_blocks(shapes, "decoder.blocks.") | infer_attention(shapes, "decoder.blocks.0")
 
 
 class UnetDecoder(nn.Module):

@@ -7,11 +7,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from smp3d_export.architectures.base import SegmentationModel, classification_head, encoder_for
+from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for
 from smp3d_export.architectures.heads import SegmentationHead
-from smp3d_export.architectures.layers import ActivationArgument, DecoderBlock, center_block, check_decoder_channels
+from smp3d_export.architectures.layers import (
+    ActivationArgument,
+    DecoderBlock,
+    center_block,
+    check_decoder_channels,
+    infer_attention,
+    infer_blocks,
+)
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import DEFAULT_STRIDES
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec
 
 
 class UnetPlusPlus(SegmentationModel):
@@ -66,6 +73,10 @@ class UnetPlusPlus(SegmentationModel):
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, activation=activation)
         self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
         self.name = f"unetplusplus-{encoder_name}"
+
+    @classmethod
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        return infer_blocks(shapes, "decoder.blocks.x_0_") | infer_attention(shapes, "decoder.blocks.x_0_0")
 
 
 class UnetPlusPlusDecoder(nn.Module):

@@ -14,7 +14,7 @@ from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgumen
 from smp3d_export.architectures.layers import ActivationArgument, upsample
 from smp3d_export.architectures.pooling import AdaptiveAvgPool3d
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import DEFAULT_STRIDES, Strides, Triple, product
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Strides, Triple, product
 from smp3d_export.errors import UsageError, unknown
 
 NormArgument = bool | str | Mapping[str, Any]
@@ -83,15 +83,13 @@ class UPerNet(SegmentationModel):
         self.name = f"upernet-{encoder_name}"
 
     @classmethod
-    def infer_decoder(cls, shapes: Shapes) -> dict[str, Any]:
-        weight = shapes.get("decoder.fusion_block.0.weight")
-        if weight is None:
-            return {}
+    def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
+        channels = shapes["decoder.fusion_block.0.weight"][0]
         maps = sum(key.startswith("decoder.feature_norms.") and key.endswith(".weight") for key in shapes)
         norm = "identity"
         if "decoder.fusion_block.1.weight" in shapes:
             norm = "batchnorm" if "decoder.fusion_block.1.running_mean" in shapes else "layernorm"
-        return {"encoder_depth": maps + FIRST - 1, "decoder_channels": weight[0], "decoder_use_norm": norm}
+        return {"encoder_depth": maps + FIRST - 1, "decoder_channels": channels, "decoder_use_norm": norm}
 
 
 class UPerNetDecoder(nn.Module):

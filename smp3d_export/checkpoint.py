@@ -19,6 +19,8 @@ from smp3d_export.tensors import bare, differences, few, read_tensors, state_dic
 
 ROOTS = ("encoder", "decoder", "segmentation_head", "classification_head")
 ALWAYS_SAID = ("in_channels", "classes")
+# Arguments that change what a network computes and leave its tensors as they are, at least sometimes.
+UNSHOWN = ("encoder_depth", "encoder_output_stride", "decoder_atrous_rates", "upsampling", "activation", "strides")
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,12 @@ def load_checkpoint(path: Path, architecture: str, encoder: str, given: Mapping[
         raise mismatch(path, f"{architecture}/{encoder}", expected, tensors, inferred, given)
     model.load_state_dict(tensors, assign=True)
     model.requires_grad_(False)
-    assumed = [name for name in ("activation", "strides") if name not in given]
+    defaults = inspect.signature(type(model)).parameters
+    assumed = [name for name in UNSHOWN if name in defaults and name not in arguments]
+    if "aux_params" in inferred and "aux_params" not in given:
+        assumed.append("pooling and activation of aux_params")
     if assumed:
         notes.append(f"assumed, for tensors cannot show it: {', '.join(f'default {name}' for name in assumed)}")
-    defaults = inspect.signature(type(model)).parameters
     told = [
         f"{name} {written(value)}"
         for name, value in inferred.items()
