@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smp3d_export.encoders.catalogue import SPECS
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, STAGES, EncoderSpec, as_strides
+from smp3d_export.encoders.weights import no_weights, published_weights
 from smp3d_export.errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from smp3d_export.encoders.base import Encoder
 
-__all__ = ["ENCODERS", "EncoderSpec", "encoder_spec", "get_encoder", "get_encoder_names"]
+__all__ = [
+    "ENCODERS",
+    "EncoderSpec",
+    "encoder_spec",
+    "get_encoder",
+    "get_encoder_names",
+    "get_preprocessing_fn",
+    "get_preprocessing_params",
+]
 
 
 def index(specs: Iterable[EncoderSpec]) -> Mapping[str, EncoderSpec]:
@@ -48,7 +62,7 @@ def get_encoder(
     name: str,
     in_channels: int = 3,
     depth: int = 5,
-    weights: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
     output_stride: int = 32,
     strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
 ) -> Encoder:
@@ -58,23 +72,53 @@ def get_encoder(
         name: a row of the table, as `smp3d-export list encoders` prints it.
         in_channels: C of the input.
         depth: how many of the five stages run.
-        weights: name of published weights.
+        weights: name of published weights, which are downloaded on first use, or a file or folder of them.
         output_stride: 8 or 16 makes the last stages dilated, so that their maps are no smaller than by that.
         strides: a triple for H, W and D for each stage.
 
     Raises:
-        UsageError: an argument that cannot be, with the ones that can.
+        UsageError: an argument that cannot be, with the ones that can; or weights that cannot be fetched.
+        CheckpointError: a file of weights that cannot be read or belongs to another encoder.
     """
     spec = encoder_spec(name)
     if not 1 <= depth <= STAGES:
         raise UsageError(f"encoder_depth is {depth}; it must be 1 to {STAGES}")
     if in_channels < 1:
         raise UsageError(f"in_channels is {in_channels}; it must be at least 1")
-    if weights is not None:
-        raise UsageError(
-            f"encoder_weights is {weights!r}, but published weights cannot be loaded yet: "
-            "pass encoder_weights=None and load a checkpoint of your own"
-        )
-    encoder = spec.build(in_channels=in_channels, depth=depth, strides=as_strides(strides, depth))
-    encoder.dilate(output_stride)
-    return encoder
+    build = functools.partial(
+        spec.build,
+        in_channels=in_channels,
+        depth=depth,
+        strides=as_strides(strides, depth),
+        output_stride=output_stride,
+    )
+    if weights is None:
+        return build()
+    return importlib.import_module("smp3d_export.encoders.published").load(spec, weights, build)
+
+
+def get_preprocessing_params(encoder_name: str, pretrained: str = "imagenet") -> dict[str, Any]:
+    """`input_space`, `input_range`, `mean` and `std` of the images that published weights were trained on.
+
+    Raises:
+        UsageError: there is no such encoder, or it has no weights of that name.
+    """
+    weights = published_weights(encoder_spec(encoder_name).name).get(pretrained)
+    if weights is None:
+        raise no_weights(encoder_name, pretrained)
+    return {
+        "input_space": weights.input_space,
+        "input_range": list(weights.input_range),
+        "mean": list(weights.mean),
+        "std": list(weights.std),
+    }
+
+
+def get_preprocessing_fn(encoder_name: str, pretrained: str = "imagenet") -> Callable[..., np.ndarray]:
+    """A function that prepares an array, channels last, as the images that published weights were trained on.
+
+    Raises:
+        UsageError: there is no such encoder, or it has no weights of that name.
+    """
+    preprocess = importlib.import_module("smp3d_export.encoders.preprocessing").preprocess_input
+    return functools.partial(preprocess, **get_preprocessing_params(encoder_name, pretrained))

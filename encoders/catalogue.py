@@ -20,6 +20,7 @@ class ResNetSpec(EncoderSpec):
     family: ClassVar[str] = "resnet"
     implementation: ClassVar[str] = "resnet:ResNetEncoder"
     stem: ClassVar[str] = "conv1.weight"
+    classifier: ClassVar[tuple[str, ...]] = ("fc.",)
 
 
 BASIC = (64, 64, 128, 256, 512)
@@ -61,6 +62,7 @@ class SENetSpec(EncoderSpec):
     family: ClassVar[str] = "senet"
     implementation: ClassVar[str] = "senet:SENetEncoder"
     stem: ClassVar[str] = "layer0.conv1.weight"
+    classifier: ClassVar[tuple[str, ...]] = ("last_linear.",)
 
 
 # fmt: off
@@ -85,6 +87,8 @@ class DenseNetSpec(EncoderSpec):
     family: ClassVar[str] = "densenet"
     implementation: ClassVar[str] = "densenet:DenseNetEncoder"
     stem: ClassVar[str] = "features.conv0.weight"
+    classifier: ClassVar[tuple[str, ...]] = ("classifier.",)
+    renames: ClassVar[tuple[tuple[str, str], ...]] = ((r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),)
     undilatable: ClassVar[str | None] = (
         "DenseNet downsamples by average pooling, which cannot be dilated in exchange for its stride"
     )
@@ -116,6 +120,7 @@ class EfficientNetSpec(EncoderSpec):
     family: ClassVar[str] = "efficientnet"
     implementation: ClassVar[str] = "efficientnet:EfficientNetEncoder"
     stem: ClassVar[str] = "_conv_stem.weight"
+    classifier: ClassVar[tuple[str, ...]] = ("_fc.",)
 
 
 # fmt: off
@@ -151,6 +156,7 @@ class DPNSpec(EncoderSpec):
     family: ClassVar[str] = "dpn"
     implementation: ClassVar[str] = "dpn:DPNEncoder"
     stem: ClassVar[str] = "features.conv1_1.conv.weight"
+    classifier: ClassVar[tuple[str, ...]] = ("last_linear.",)
 
 
 # fmt: off
@@ -175,6 +181,7 @@ class VGGSpec(EncoderSpec):
     family: ClassVar[str] = "vgg"
     implementation: ClassVar[str] = "vgg:VGGEncoder"
     stem: ClassVar[str] = "features.0.weight"
+    classifier: ClassVar[tuple[str, ...]] = ("classifier.",)
     unet_center: ClassVar[bool] = True
     undilatable: ClassVar[str | None] = (
         "VGG downsamples by max pooling, which cannot be dilated in exchange for its stride"
@@ -207,6 +214,7 @@ class MixVisionTransformerSpec(EncoderSpec):
     family: ClassVar[str] = "mit"
     implementation: ClassVar[str] = "mit:MixVisionTransformerEncoder"
     stem: ClassVar[str] = "patch_embed1.proj.weight"
+    classifier: ClassVar[tuple[str, ...]] = ("head.",)
     undilatable: ClassVar[str | None] = "the patch embeddings of a Mix Vision Transformer have no dilated form"
 
 
@@ -235,6 +243,8 @@ class MobileOneSpec(EncoderSpec):
     family: ClassVar[str] = "mobileone"
     implementation: ClassVar[str] = "mobileone:MobileOneEncoder"
     stem: ClassVar[str] = "stage0.rbr_conv.0.conv.weight"
+    further_stems: ClassVar[tuple[str, ...]] = ("stage0.rbr_scale.conv.weight",)
+    classifier: ClassVar[tuple[str, ...]] = ("linear.",)
 
 
 # fmt: off

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from smp3d_export.encoders.weights import published_weights
 from smp3d_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ class EncoderSpec:
     """`module:class` of the family's encoder, imported when one is built."""
     stem: ClassVar[str]
     """Key of the weight whose second dimension is the number of input channels."""
+    further_stems: ClassVar[tuple[str, ...]] = ()
+    """Keys of other such weights, in families whose input goes into several convolutions."""
+    classifier: ClassVar[tuple[str, ...]] = ()
+    """How the keys begin, in published weights, of what an encoder does not have."""
+    renames: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Regular expressions for older spellings of keys in published weights, each with its replacement."""
     unet_center: ClassVar[bool] = False
     """Whether a Unet puts two more convolutions between the encoder and its decoder."""
     undilatable: ClassVar[str | None] = None
@@ -48,11 +55,18 @@ class EncoderSpec:
         """Whether the first stage gives a feature map; Mix Vision Transformers start with the second."""
         return self.channels[0] > 0
 
-    def build(self, *, in_channels: int, depth: int, strides: Strides) -> Encoder:
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of its published weights."""
+        return tuple(published_weights(self.name))
+
+    def build(self, *, in_channels: int, depth: int, strides: Strides, output_stride: int = 32) -> Encoder:
         """The encoder for `in_channels` with `depth` stages; `strides` has one triple for each of the five."""
         module, _, name = self.implementation.partition(":")
         cls = getattr(importlib.import_module(f"smp3d_export.encoders.{module}"), name)
-        return cls(self, in_channels=in_channels, depth=depth, strides=strides)
+        encoder = cls(self, in_channels=in_channels, depth=depth, strides=strides)
+        encoder.dilate(output_stride)
+        return encoder
 
 
 def as_strides(strides: Sequence[Sequence[int]], depth: int) -> Strides:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from smp3d_export.architectures.upernet import UPerNet as UPerNet
     from smp3d_export.encoders import get_encoder as get_encoder
     from smp3d_export.encoders import get_encoder_names as get_encoder_names
+    from smp3d_export.encoders import get_preprocessing_fn as get_preprocessing_fn
+    from smp3d_export.encoders import get_preprocessing_params as get_preprocessing_params
+    from smp3d_export.encoders.published import convert_2d_weights_to_3d as convert_2d_weights_to_3d
     from smp3d_export.runtime import load as load
 
 __version__ = "0.1.0"
@@ -36,9 +39,12 @@ _WHERE = {
     "UPerNet": "smp3d_export.architectures.upernet",
     "Unet": "smp3d_export.architectures.unet",
     "UnetPlusPlus": "smp3d_export.architectures.unetplusplus",
+    "convert_2d_weights_to_3d": "smp3d_export.encoders.published",
     "create_model": "smp3d_export.architectures",
     "get_encoder": "smp3d_export.encoders",
     "get_encoder_names": "smp3d_export.encoders",
+    "get_preprocessing_fn": "smp3d_export.encoders",
+    "get_preprocessing_params": "smp3d_export.encoders",
     "encoders": "smp3d_export.encoders",
     "load": "smp3d_export.runtime",
 }
@@ -55,9 +61,12 @@ __all__ = [
     "UPerNet",
     "Unet",
     "UnetPlusPlus",
+    "convert_2d_weights_to_3d",
     "create_model",
     "get_encoder",
     "get_encoder_names",
+    "get_preprocessing_fn",
+    "get_preprocessing_params",
 ]
 
 

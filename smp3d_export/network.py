@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,12 @@ def build(request: NetworkRequest, shape: Sizes | None = None) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
         model = create_model(architecture, encoder, **arguments)
-        randomise_normalisations(model)
-    return Network(model.eval(), architecture, encoder, arguments, weights=f"random weights, seed {request.seed}")
+        trained = arguments["encoder_weights"]
+        for name, part in model.named_children():
+            if name != "encoder" or trained is None:
+                randomise_normalisations(part)
+    weights = "random weights" if trained is None else f"{encoder} {Path(trained).name}, rest random"
+    return Network(model.eval(), architecture, encoder, arguments, weights=f"{weights}, seed {request.seed}")
 
 
 def randomise_normalisations(model: nn.Module) -> None:
