@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from smp3d_export.architectures.arguments import check_arguments
 from smp3d_export.architectures.catalogue import SPECS, ArchitectureSpec
 from smp3d_export.errors import unknown
 
@@ -44,15 +45,18 @@ def create_model(
     classes: int = 1,
     **kwargs: Any,
 ) -> SegmentationModel:
-    """Any architecture by its name; `kwargs` are further arguments of its class, which refuses ones it does not have.
+    """Any architecture by its name; `kwargs` are further arguments of its class.
 
     Raises:
-        UsageError: there is no such architecture or encoder, or an argument that cannot be.
+        UsageError: there is no such architecture or encoder, or the architecture does not take an argument.
     """
-    return architecture_class(arch)(
-        encoder_name=encoder_name,
-        encoder_weights=encoder_weights,
-        in_channels=in_channels,
-        classes=classes,
+    cls = architecture_class(arch)
+    arguments = {
+        "encoder_name": encoder_name,
+        "encoder_weights": encoder_weights,
+        "in_channels": in_channels,
+        "classes": classes,
         **kwargs,
-    )
+    }
+    check_arguments(cls, arguments)
+    return cls(**arguments)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from smp3d_export.architectures import ARCHITECTURES
+from smp3d_export.architectures.arguments import by_name, check_arguments, plain
 from smp3d_export.architectures.heads import ClassificationHead
-from smp3d_export.contract import check_multiples
+from smp3d_export.architectures.persistence import find, save
+from smp3d_export.contract import ShapeContract, check_multiples
 from smp3d_export.encoders import encoder_spec, get_encoder
 from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import STAGES, EncoderSpec, Triple
-from smp3d_export.errors import UsageError
+from smp3d_export.errors import CheckpointError, UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -27,6 +30,18 @@ class SegmentationModel(nn.Module):
     decoder: nn.Module
     segmentation_head: nn.Module
     classification_head: nn.Module | None
+    _given: tuple[list[Any], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        model = super().__new__(cls)
+        # Copying and unpickling come here without arguments, and then restore those of the original with its state.
+        model.__dict__["_given"] = plain(args), plain(kwargs)
+        return model
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of the constructor by name, as JSON has them; those that were left out with their defaults."""
+        return by_name(type(self), *self._given)
 
     @property
     def multiple(self) -> Triple:
@@ -90,6 +105,37 @@ class SegmentationModel(nn.Module):
             self.eval()
         return self(x)
 
+    def save_pretrained(self, folder: str | Path, contract: ShapeContract | None = None) -> None:
+        """Write `model.safetensors` and `config.json`, for `from_pretrained` and `smp3d-export from FOLDER`.
+
+        Args:
+            folder: made if it is not there; the two files in it are replaced.
+            contract: the shapes to export it for, unless others are given then.
+
+        Raises:
+            UsageError: an argument of the model cannot be written (an activation that is no name), its tensors are
+                not those that its arguments make, or the folder cannot be written.
+            ShapeError: the contract is not one of this network.
+        """
+        if contract is not None:
+            optimum = (contract.opt[0], self.encoder.in_channels, *contract.opt[2:])
+            ShapeContract.of(optimum, multiple=self.multiple, least=self.least, min=contract.min, max=contract.max)
+        save(Path(folder), type(self), self.arguments, self.state_dict(), contract)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """As `smp3d_export.from_pretrained`, for a model of this class.
+
+        Raises:
+            CheckpointError: there is no such model, it is of another class, or its files do not go together.
+        """
+        saved = find(source, revision)
+        if saved.name != cls.__name__:
+            raise CheckpointError(
+                f"{saved.title} is a {saved.name}, not a {cls.__name__}: use {saved.name}.from_pretrained"
+            )
+        return saved.load(cls)
+
 
 def encoder_for(
     model: SegmentationModel,
@@ -146,4 +192,5 @@ def classification_head(channels: int, aux_params: Mapping[str, Any] | None) -> 
             f"aux_params has {', '.join(strange) if strange else 'no classes'}; "
             "it takes classes, and optionally pooling, dropout and activation"
         )
+    check_arguments(ClassificationHead, aux_params, "aux_params")
     return ClassificationHead(channels, **aux_params)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from smp3d_export.encoders.spec import STAGES, EncoderSpec
 
@@ -14,6 +16,8 @@ class ArchitectureSpec:
     name: str
     module: str
     paper: str
+    arguments: Mapping[str, Any]
+    """Those of its constructor that not every architecture has, or has with another default; with their defaults."""
     dilated: bool = False
     """Dilates the encoder's last stages."""
     undilated_stride: int | None = None
@@ -44,16 +48,78 @@ class ArchitectureSpec:
         return {}
 
 
+UNET = {"decoder_use_batchnorm": True, "decoder_channels": (256, 128, 64, 32, 16)}
+ATTENTION = {"decoder_attention_type": None}
+
 SPECS = (
-    ArchitectureSpec(name="Unet", module="unet", paper="arXiv:1505.04597"),
-    ArchitectureSpec(name="UnetPlusPlus", module="unetplusplus", paper="arXiv:1807.10165", every_stage=True),
-    ArchitectureSpec(name="MAnet", module="manet", paper="doi:10.1109/ACCESS.2020.3025372"),
-    ArchitectureSpec(name="Linknet", module="linknet", paper="arXiv:1707.03718", every_stage=True),
-    ArchitectureSpec(name="FPN", module="fpn", paper="arXiv:1901.02446", last_maps=4),
-    ArchitectureSpec(name="PSPNet", module="pspnet", paper="arXiv:1612.01105"),
-    ArchitectureSpec(name="PAN", module="pan", paper="arXiv:1805.10180", dilated=True, undilated_stride=32),
-    ArchitectureSpec(name="DeepLabV3", module="deeplabv3", paper="arXiv:1706.05587", dilated=True),
-    ArchitectureSpec(name="DeepLabV3Plus", module="deeplabv3", paper="arXiv:1802.02611", dilated=True),
-    ArchitectureSpec(name="UPerNet", module="upernet", paper="arXiv:1807.10221"),
-    ArchitectureSpec(name="Segformer", module="segformer", paper="arXiv:2105.15203"),
+    ArchitectureSpec(name="Unet", module="unet", paper="arXiv:1505.04597", arguments=UNET | ATTENTION),
+    ArchitectureSpec(
+        name="UnetPlusPlus",
+        module="unetplusplus",
+        paper="arXiv:1807.10165",
+        arguments=UNET | ATTENTION,
+        every_stage=True,
+    ),
+    ArchitectureSpec(
+        name="MAnet",
+        module="manet",
+        paper="doi:10.1109/ACCESS.2020.3025372",
+        arguments=UNET | {"decoder_pab_channels": 64},
+    ),
+    ArchitectureSpec(
+        name="Linknet",
+        module="linknet",
+        paper="arXiv:1707.03718",
+        arguments={"decoder_use_batchnorm": True},
+        every_stage=True,
+    ),
+    ArchitectureSpec(
+        name="FPN",
+        module="fpn",
+        paper="arXiv:1901.02446",
+        arguments={
+            "decoder_pyramid_channels": 256,
+            "decoder_segmentation_channels": 128,
+            "decoder_merge_policy": "add",
+            "decoder_dropout": 0.2,
+        },
+        last_maps=4,
+    ),
+    ArchitectureSpec(
+        name="PSPNet",
+        module="pspnet",
+        paper="arXiv:1612.01105",
+        arguments={"encoder_depth": 3, "psp_out_channels": 512, "psp_use_batchnorm": True, "psp_dropout": 0.2},
+    ),
+    ArchitectureSpec(
+        name="PAN",
+        module="pan",
+        paper="arXiv:1805.10180",
+        arguments={"encoder_output_stride": 16, "decoder_channels": 32},
+        dilated=True,
+        undilated_stride=32,
+    ),
+    ArchitectureSpec(
+        name="DeepLabV3",
+        module="deeplabv3",
+        paper="arXiv:1706.05587",
+        arguments={"decoder_channels": 256},
+        dilated=True,
+    ),
+    ArchitectureSpec(
+        name="DeepLabV3Plus",
+        module="deeplabv3",
+        paper="arXiv:1802.02611",
+        arguments={"encoder_output_stride": 16, "decoder_channels": 256, "decoder_atrous_rates": (12, 24, 36)},
+        dilated=True,
+    ),
+    ArchitectureSpec(
+        name="UPerNet",
+        module="upernet",
+        paper="arXiv:1807.10221",
+        arguments={"decoder_channels": 256, "decoder_use_norm": "batchnorm"},
+    ),
+    ArchitectureSpec(
+        name="Segformer", module="segformer", paper="arXiv:2105.15203", arguments={"decoder_segmentation_channels": 256}
+    ),
 )

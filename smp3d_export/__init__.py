@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from smp3d_export.architectures.linknet import Linknet as Linknet
     from smp3d_export.architectures.manet import MAnet as MAnet
     from smp3d_export.architectures.pan import PAN as PAN
+    from smp3d_export.architectures.persistence import from_pretrained as from_pretrained
     from smp3d_export.architectures.pspnet import PSPNet as PSPNet
     from smp3d_export.architectures.segformer import Segformer as Segformer
     from smp3d_export.architectures.unet import Unet as Unet
     from smp3d_export.architectures.unetplusplus import UnetPlusPlus as UnetPlusPlus
     from smp3d_export.architectures.upernet import UPerNet as UPerNet
+    from smp3d_export.contract import ShapeContract as ShapeContract
     from smp3d_export.encoders import get_encoder as get_encoder
     from smp3d_export.encoders import get_encoder_names as get_encoder_names
     from smp3d_export.encoders import get_preprocessing_fn as get_preprocessing_fn
@@ -39,8 +41,10 @@ _WHERE = {
     "UPerNet": "smp3d_export.architectures.upernet",
     "Unet": "smp3d_export.architectures.unet",
     "UnetPlusPlus": "smp3d_export.architectures.unetplusplus",
+    "ShapeContract": "smp3d_export.contract",
     "convert_2d_weights_to_3d": "smp3d_export.encoders.published",
     "create_model": "smp3d_export.architectures",
+    "from_pretrained": "smp3d_export.architectures.persistence",
     "get_encoder": "smp3d_export.encoders",
     "get_encoder_names": "smp3d_export.encoders",
     "get_preprocessing_fn": "smp3d_export.encoders",
@@ -58,11 +62,13 @@ __all__ = [
     "MAnet",
     "PSPNet",
     "Segformer",
+    "ShapeContract",
     "UPerNet",
     "Unet",
     "UnetPlusPlus",
     "convert_2d_weights_to_3d",
     "create_model",
+    "from_pretrained",
     "get_encoder",
     "get_encoder_names",
     "get_preprocessing_fn",

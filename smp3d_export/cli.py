@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from smp3d_export import __version__, parsing
-from smp3d_export.architectures import ARCHITECTURES, architecture_spec
-from smp3d_export.encoders import ENCODERS, encoder_spec
+from smp3d_export import __version__, options, parsing
+from smp3d_export.architectures import architecture_spec
+from smp3d_export.encoders import encoder_spec
 from smp3d_export.errors import Smp3dExportError
 from smp3d_export.progress import Reporter
-from smp3d_export.request import NetworkRequest, Request
-from smp3d_export.targets import TARGETS, known
+from smp3d_export.request import NetworkRequest, Request, SavedModel, Source
+from smp3d_export.targets import known
 
 MAIN = "export"
 EXIT_INTERRUPTED = 130
@@ -76,17 +76,13 @@ def reporting(job: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def fail(message: str, code: int, options: dict[str, Any]) -> NoReturn:
-    if options.get("as_json"):
+def fail(message: str, code: int, given: dict[str, Any]) -> NoReturn:
+    if given.get("as_json"):
         print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False), flush=True)
     console = Console(stderr=True, soft_wrap=True)
     console.print("[bold red]error:[/] ", end="")
     console.print(message, markup=False, highlight=False)
     raise typer.Exit(code)
-
-
-def complete_from(names: Any) -> Callable[[str], list[str]]:
-    return lambda incomplete: [name for name in names if name.lower().startswith(incomplete.lower())]
 
 
 def print_version(value: bool) -> None:
@@ -96,20 +92,20 @@ def print_version(value: bool) -> None:
 
 
 @app.callback()
-def options(
+def group(
     version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True)] = False,
 ) -> None:
     """Export 3D segmentation networks."""
 
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel="Output")]
-
-NETWORK, WEIGHTS, SHAPES, EXPORT, PROOF = "Network", "Weights", "Shapes", "Artifact", "Proof"
-
 EPILOG = """
-Other jobs: [bold]smp3d-export list[/] (networks and targets) · [bold]smp3d-export doctor[/] (what this machine can do).
-Each has --help; so have --version and --install-completion.
+[bold]Other jobs[/], each with --help; there are --version and --install-completion too
+
+smp3d-export from DIR: export a model that save_pretrained wrote
+
+smp3d-export list: the architectures, encoders and targets there are
+
+smp3d-export doctor: what this machine can export to
 
 [bold]Examples[/]
 
@@ -121,130 +117,39 @@ smp3d-export unet resnet50 --strides 2,2,2/2,2,1/2,2,2/2,2,1/2,2,2 --shape 1,1,1
 """
 
 
-@app.command(MAIN, hidden=True, epilog=EPILOG, no_args_is_help=True)
-@reporting
-def export(
-    arch: Annotated[
-        str,
-        typer.Argument(
-            metavar="ARCH",
-            help="Architecture, in any case: unet.",
-            autocompletion=complete_from([n.lower() for n in ARCHITECTURES]),
-        ),
-    ],
-    encoder: Annotated[
-        str, typer.Argument(metavar="ENCODER", help="Encoder: resnet34.", autocompletion=complete_from(ENCODERS))
-    ],
-    shape: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,C,H,W,D", rich_help_panel=SHAPES, help="What to be fast at. [dim]Default: 1,C,64,64,64[/]"
-        ),
-    ] = None,
-    smallest: Annotated[
-        str | None,
-        typer.Option(
-            "--min", metavar="N,C,H,W,D", rich_help_panel=SHAPES, help="Least sizes. [dim]Default: the network's[/]"
-        ),
-    ] = None,
-    largest: Annotated[
-        str | None,
-        typer.Option(
-            "--max", metavar="N,C,H,W,D", rich_help_panel=SHAPES, help="Largest. [dim]Default: twice --shape[/]"
-        ),
-    ] = None,
-    static: Annotated[
-        bool, typer.Option("--static", rich_help_panel=SHAPES, help="Freeze all axes at --shape.")
-    ] = False,
-    to: Annotated[
-        str,
-        typer.Option(
-            metavar="TARGET,...", rich_help_panel=EXPORT, help="Targets.", autocompletion=complete_from(TARGETS)
-        ),
-    ] = "onnx",
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", rich_help_panel=EXPORT, help="Folder. [dim]Default: ./ARCH-ENCODER[/]"),
-    ] = None,
-    opset: Annotated[int, typer.Option(rich_help_panel=EXPORT, help="ONNX operator set.")] = 20,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(rich_help_panel=WEIGHTS, help="Trained weights: .pth, .pt, .ckpt, .safetensors."),
-    ] = None,
-    encoder_weights: Annotated[
-        str | None, typer.Option(rich_help_panel=WEIGHTS, metavar="NAME", help="Published weights of the encoder.")
-    ] = None,
-    seed: Annotated[int, typer.Option(rich_help_panel=WEIGHTS, help="Of random weights and inputs.", min=0)] = 0,
-    in_channels: Annotated[
-        int | None, typer.Option(rich_help_panel=NETWORK, help="[dim]Default: C of --shape, or the checkpoint's[/]")
-    ] = None,
-    classes: Annotated[
-        int | None, typer.Option(rich_help_panel=NETWORK, help="Of the masks. [dim]Default: 1, or the checkpoint's[/]")
-    ] = None,
-    encoder_depth: Annotated[int | None, typer.Option(rich_help_panel=NETWORK, help="Stages of the encoder.")] = None,
-    strides: Annotated[
-        str | None,
-        typer.Option(metavar="H,W,D/...", rich_help_panel=NETWORK, help="Of the stages: 2,2,2/2,2,1/2,2,2/2,2,2/2,2,2"),
-    ] = None,
-    decoder_channels: Annotated[
-        str | None, typer.Option(metavar="C,C,...", rich_help_panel=NETWORK, help="Such as 256,128,64,32,16")
-    ] = None,
-    no_decoder_batchnorm: Annotated[
-        bool, typer.Option("--no-decoder-use-batchnorm", rich_help_panel=NETWORK, help="Biases in its place.")
-    ] = False,
-    decoder_attention_type: Annotated[
-        str | None, typer.Option(metavar="NAME", rich_help_panel=NETWORK, help="scse")
-    ] = None,
-    activation: Annotated[
-        str | None, typer.Option(metavar="NAME", rich_help_panel=NETWORK, help="Of the masks: sigmoid, softmax, ...")
-    ] = None,
-    aux_params: Annotated[
-        str | None,
-        typer.Option(metavar="K=V,...", rich_help_panel=NETWORK, help="Classification head: classes=4,pooling=avg"),
-    ] = None,
-    sample: Annotated[
-        list[Path] | None,
-        typer.Option(
-            rich_help_panel=PROOF, help="A volume to compare on too, H,W,D: .npy, .npz, NIfTI. May be repeated."
-        ),
-    ] = None,
-    normalize: Annotated[
-        str | None,
-        typer.Option(metavar="MEAN,STD|zscore", rich_help_panel=PROOF, help="Of samples; (x - MEAN) / STD."),
-    ] = None,
-    no_bench: Annotated[bool, typer.Option("--no-bench", rich_help_panel=PROOF, help="Skip measuring speed.")] = False,
-    min_speedup: Annotated[
-        float | None, typer.Option(rich_help_panel=PROOF, help="Fail, with exit code 6, below this times eager.")
-    ] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Export a 3D segmentation network, prove it equal to eager PyTorch, and measure it.
+def exporting(source: Callable[..., Source]) -> Callable[..., None]:
+    """A job that exports the network which `source` makes of its own options; those of every export are added to it."""
+    own = inspect.signature(source, eval_str=True).parameters
+    _, *others = inspect.signature(deliver, eval_str=True).parameters.values()
 
-    The artifact is a folder with the model, a manifest and a golden input. All volume axes and the batch are dynamic.
-    """
-    given = {
-        "in_channels": in_channels,
-        "classes": classes,
-        "encoder_depth": encoder_depth,
-        "strides": None if strides is None else parsing.strides(strides),
-        "decoder_channels": None
-        if decoder_channels is None
-        else parsing.numbers("--decoder-channels", decoder_channels, "256,128,64,32,16"),
-        "decoder_use_batchnorm": False if no_decoder_batchnorm else None,
-        "decoder_attention_type": decoder_attention_type,
-        "activation": activation,
-        "aux_params": None if aux_params is None else parsing.pairs("--aux-params", aux_params),
-        "encoder_weights": encoder_weights,
-    }
+    @functools.wraps(source)
+    def job(**given: Any) -> None:
+        network = source(**{name: given.pop(name) for name in own})
+        deliver(network, **given)
+
+    job.__signature__ = inspect.Signature([*own.values(), *others])  # pyright: ignore[reportAttributeAccessIssue]
+    return job
+
+
+def deliver(
+    network: Source,
+    shape: options.Shape = None,
+    smallest: options.Smallest = None,
+    largest: options.Largest = None,
+    static: options.Static = False,
+    to: options.To = "onnx",
+    output: options.Folder = None,
+    opset: options.Opset = 20,
+    sample: options.Sample = None,
+    normalize: options.Normalize = None,
+    no_bench: options.NoBench = False,
+    min_speedup: options.MinSpeedup = None,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Export a network with the options that every export has, print its report, and exit with its code."""
     request = Request(
-        network=NetworkRequest(
-            architecture=architecture_spec(arch).name,
-            encoder=encoder_spec(encoder).name,
-            arguments={name: value for name, value in given.items() if value is not None},
-            checkpoint=checkpoint,
-            seed=seed,
-        ),
+        network=network,
         shape=parsing.shape("--shape", shape),
         min=parsing.shape("--min", smallest),
         max=parsing.shape("--max", largest),
@@ -272,19 +177,71 @@ def export(
     raise typer.Exit(report.exit_code)
 
 
+@app.command(MAIN, hidden=True, epilog=EPILOG, no_args_is_help=True)
+@reporting
+@exporting
+def export(
+    arch: options.Arch,
+    encoder: options.Encoder,
+    checkpoint: options.Checkpoint = None,
+    encoder_weights: options.EncoderWeights = None,
+    seed: options.Seed = 0,
+    in_channels: options.InChannels = None,
+    classes: options.Classes = None,
+    encoder_depth: options.EncoderDepth = None,
+    strides: options.Strides = None,
+    decoder_channels: options.DecoderChannels = None,
+    no_decoder_batchnorm: options.NoDecoderBatchnorm = False,
+    decoder_attention: options.DecoderAttention = None,
+    activation: options.Activation = None,
+    aux_params: options.AuxParams = None,
+    arg: options.Arg = None,
+) -> NetworkRequest:
+    """Export a 3D segmentation network, prove it equal to eager PyTorch, and measure it.
+
+    The artifact is a folder with the model, a manifest and a golden input. All volume axes and the batch are dynamic.
+    """
+    named = {
+        "encoder_name": encoder_spec(encoder).name,
+        "in_channels": in_channels,
+        "classes": classes,
+        "encoder_depth": encoder_depth,
+        "strides": None if strides is None else parsing.strides(strides),
+        "decoder_channels": None if decoder_channels is None else parsing.values(decoder_channels),
+        "decoder_use_batchnorm": False if no_decoder_batchnorm else None,
+        "decoder_attention_type": decoder_attention,
+        "activation": activation,
+        "aux_params": None if aux_params is None else parsing.pairs("--aux-params", aux_params),
+        "encoder_weights": encoder_weights,
+    }
+    arguments = parsing.arguments(named, arg or ())
+    return NetworkRequest(
+        architecture=architecture_spec(arch).name,
+        encoder=arguments.pop("encoder_name"),
+        arguments=arguments,
+        checkpoint=checkpoint,
+        seed=seed,
+    )
+
+
+@app.command("from", no_args_is_help=True)
+@reporting
+@exporting
+def export_saved(source: options.Saved, revision: options.Revision = None, seed: options.Seed = 0) -> SavedModel:
+    """Export a model that save_pretrained wrote, with the shapes that are stored with it unless others are given.
+
+    Example: smp3d-export from runs/best --to onnx
+    """
+    return SavedModel(source=source, revision=revision, seed=seed)
+
+
 @app.command("list")
 @reporting
 def list_names(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help="architectures, encoders or targets",
-            autocompletion=complete_from(["architectures", "encoders", "targets"]),
-        ),
-    ] = "encoders",
-    family: Annotated[str | None, typer.Option(help="Only the encoders of this family.")] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    what: options.What = "encoders",
+    family: options.Family = None,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """List the architectures, encoders or targets there are.
 
@@ -296,12 +253,12 @@ def list_names(
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        listing.show(rows, Console())
+        listing.show(what, rows, Console())
 
 
 @app.command()
 @reporting
-def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+def doctor(as_json: options.AsJson = False, debug: options.Debug = False) -> None:
     """Show what can be exported to on this machine, and what each part needs that is missing."""
     from smp3d_export import doctor as job
 

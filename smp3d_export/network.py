@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from smp3d_export.architectures import architecture_spec, create_model
+from smp3d_export.architectures import architecture_class, architecture_spec, create_model, persistence
+from smp3d_export.architectures.arguments import check_arguments
 from smp3d_export.architectures.base import SegmentationModel
 from smp3d_export.checkpoint import load_checkpoint
+from smp3d_export.contract import ShapeContract
 from smp3d_export.encoders import encoder_spec
-from smp3d_export.request import NetworkRequest, Sizes
+from smp3d_export.request import NetworkRequest, SavedModel, Sizes, Source
 from smp3d_export.runtime.volumes import Volume
 
 NORMALISATIONS = (nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
@@ -27,7 +29,7 @@ class Network:
     """An eager model in eval mode on the CPU.
 
     `arguments` are those it was built with; `weights` says where its weights come from; `notes` are what a user should
-    know of how it was built (what a checkpoint could not show, for one).
+    know of how it was built (what a checkpoint could not show, for one); `contract` is that which is saved with it.
     """
 
     model: SegmentationModel
@@ -36,6 +38,7 @@ class Network:
     arguments: dict[str, Any]
     weights: str
     notes: tuple[str, ...] = ()
+    contract: ShapeContract | None = None
 
     @property
     def name(self) -> str:
@@ -71,8 +74,18 @@ class Network:
         return digest.hexdigest()
 
 
-def build(request: NetworkRequest, shape: Sizes | None = None) -> Network:
-    """The network of a request; its input channels are those of `shape` where neither it nor a checkpoint says.
+def build(source: Source, shape: Sizes | None = None) -> Network:
+    """The network that is asked for.
+
+    Raises:
+        UsageError: there is no such network, or its arguments do not go together.
+        CheckpointError: its weights cannot be read or belong to another network.
+    """
+    return by_name(source, shape) if isinstance(source, NetworkRequest) else from_saved(source)
+
+
+def by_name(request: NetworkRequest, shape: Sizes | None = None) -> Network:
+    """A network by its name; its input channels are those of `shape` where neither it nor a checkpoint says.
 
     Raises:
         UsageError: there is no such network, or its arguments do not go together.
@@ -80,6 +93,7 @@ def build(request: NetworkRequest, shape: Sizes | None = None) -> Network:
     """
     architecture = architecture_spec(request.architecture).name
     encoder = encoder_spec(request.encoder).name
+    check_arguments(architecture_class(architecture), request.arguments)
     if request.checkpoint is not None:
         loaded = load_checkpoint(request.checkpoint, architecture, encoder, request.arguments)
         return Network(
@@ -102,6 +116,19 @@ def build(request: NetworkRequest, shape: Sizes | None = None) -> Network:
                 randomise_normalisations(part)
     weights = "random weights" if trained is None else f"{encoder} {Path(trained).name}, rest random"
     return Network(model.eval(), architecture, encoder, arguments, weights=f"{weights}, seed {request.seed}")
+
+
+def from_saved(source: SavedModel) -> Network:
+    """The network that a folder or a repository of the hub holds, and the contract that is stored with it."""
+    saved = persistence.find(source.source, source.revision)
+    return Network(
+        model=saved.load(saved.architecture),
+        architecture=saved.name,
+        encoder=saved.arguments["encoder_name"],
+        arguments=saved.arguments,
+        weights=saved.title,
+        contract=saved.contract,
+    )
 
 
 def randomise_normalisations(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smp3d_export.errors import UsageError
@@ -61,6 +62,32 @@ def pairs(option: str, text: str) -> dict[str, Any]:
             f"{option} is {text!r}; write pairs with commas, for example classes=4,pooling=avg,dropout=0.2"
         )
     return {key.strip(): value(entry) for key, _, entry in entries}
+
+
+def arguments(named: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:
+    """What was given of a constructor's arguments: by options of their own, where not None, and by `--arg KEY=VALUE`.
+
+    Raises:
+        UsageError: a text is no `KEY=VALUE`, or an argument is given twice.
+    """
+    given = {name: value for name, value in named.items() if value is not None}
+    for text in texts:
+        key, equals, written = text.partition("=")
+        name = key.strip().replace("-", "_")
+        if not name or not equals:
+            raise UsageError(f"--arg is {text!r}; it takes KEY=VALUE, for example decoder_atrous_rates=6,12,18")
+        if name in given:
+            raise UsageError(f"{name} is given twice, as {given[name]!r} and by --arg {text}")
+        given[name] = values(written)
+    return given
+
+
+def values(text: str) -> Any:
+    """`6,12,18` to three values, `6,` to a list of one, and a text without commas to one `value`."""
+    *items, last = text.split(",")
+    if not items:
+        return value(last)
+    return tuple(value(item) for item in (*items, last) if item.strip())
 
 
 def value(text: str) -> Any:

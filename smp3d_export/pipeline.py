@@ -44,22 +44,25 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
 
 
 def contract_for(network: Network, request: Request) -> ShapeContract:
-    """The contract that a request asks for, or the default one around the least volume from 64 voxels an axis up.
+    """The contract that a request asks for; what it leaves out is that of the contract saved with the network.
+
+    Without one, it is the default contract around the least volume from 64 voxels an axis up.
 
     Raises:
         ShapeError: the sizes are not the network's.
     """
-    multiple, least = network.model.multiple, network.model.least
+    multiple, least, saved = network.model.multiple, network.model.least, network.contract
     volume = (-(-max(LEAST_DEFAULT, size) // k) * k for size, k in zip(least, multiple, strict=True))
-    shape = request.shape or (1, network.in_channels, *volume)
+    shape = request.shape or (saved.opt if saved else (1, network.in_channels, *volume))
     if len(shape) > 1 and shape[1] != network.in_channels:
         raise ShapeError(f"C of --shape is {shape[1]}, but the network has {network.in_channels} input channels")
+    bounds = saved if not request.static else None
     return ShapeContract.of(
         shape,
         multiple=multiple,
         least=least,
-        min=request.min,
-        max=request.max,
+        min=request.min or (bounds.min if bounds else None),
+        max=request.max or (bounds.max if bounds else None),
         static=request.static,
         network=network.name,
     )

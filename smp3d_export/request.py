@@ -27,12 +27,35 @@ class NetworkRequest:
     checkpoint: Path | None = None
     seed: int = 0
 
+    @property
+    def title(self) -> str:
+        return f"{self.architecture}-{self.encoder}".lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """A model that `save_pretrained` wrote: a folder, or a repository of the hub and a revision of it."""
+
+    source: str
+    revision: str | None = None
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        """Not the name of the folder alone: in its parent, that is taken."""
+        return f"{Path(self.source).resolve().name}-export"
+
+
+Source = NetworkRequest | SavedModel
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One export. `shape`, `min` and `max` are (N, C, H, W, D); see `ShapeContract.of` for what they default to."""
+    """One export. `shape`, `min` and `max` are (N, C, H, W, D); they default to the contract that is saved with the
+    network, if one is, and else as `ShapeContract.of` has it.
+    """
 
-    network: NetworkRequest
+    network: Source
     shape: Sizes | None = None
     min: Sizes | None = None
     max: Sizes | None = None
@@ -55,4 +78,4 @@ class Request:
         """Where the artifact goes: `output`, or a folder of the working directory named after the network."""
         if self.output is not None:
             return self.output
-        return Path(f"{self.network.architecture}-{self.network.encoder}".lower())
+        return Path(self.network.title)

@@ -36,6 +36,15 @@ ARCH, ENCODER, *REST = SMALL
         ([*SMALL, "--decoder-attention-type", "cbam"], "there is no decoder attention 'cbam'"),
         ([*SMALL, "--aux-params", "klasses=2"], "aux_params has klasses; it takes classes"),
         ([*SMALL, "--encoder-weights", "moon"], "'moon'"),
+        ([*SMALL, "--classes", "0"], "classes of Unet is 0; it takes a whole number from 1 up"),
+        ([*SMALL, "--arg", "depth=3"], "there is no Unet argument 'depth'. Nearest: encoder_depth"),
+        ([*SMALL, "--arg", "activation=3"], "activation of Unet is 3; it takes a name"),
+        ([*SMALL, "--arg", "activation"], "--arg is 'activation'; it takes KEY=VALUE"),
+        ([*SMALL, "--arg", "encoder-depth=3"], "encoder_depth is given twice, as 3 and by --arg encoder-depth=3"),
+        ([*SMALL, "--arg", "encoder_name=vgg11"], "encoder_name is given twice"),
+        ([*SMALL, "--checkpoint", "none.pth", "--arg", "x=3"], "there is no Unet argument 'x'"),
+        (["fpn", "resnet18", "--decoder-attention-type", "scse"], "there is no FPN argument 'decoder_attention_type'"),
+        (["fpn", "resnet18", "--arg", "decoder_pyramid_channels=wide"], "decoder_pyramid_channels of FPN is 'wide'"),
         ([*SMALL, "--opset", "17"], "--opset is 17; it must be 18 to"),
         ([*SMALL, "--normalize", "1"], "--normalize is '1'; it takes MEAN,STD"),
         ([*SMALL, "--sample", "none.npy"], "there is no file 'none.npy'"),
@@ -73,12 +82,31 @@ def test_errors_are_json_for_scripts(cli) -> None:
 
 def test_help_shows_the_main_job_and_the_others(cli) -> None:
     for result in (cli("--help"), cli()):
-        for text in ("smp3d-export", "--shape", "--checkpoint", "Examples", "smp3d-export list", "doctor"):
+        for text in (
+            "--shape",
+            "--checkpoint",
+            "--arg",
+            "Examples",
+            "smp3d-export from DIR",
+            "smp3d-export list",
+            "doctor",
+        ):
             assert text in result.output
+    assert "--shape" in cli("from", "--help").output
     assert "--family" in cli("list", "--help").output
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list", "encoders"], ["doctor"], ["unet", "resnet35"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["list", "encoders"],
+        ["list", "architectures"],
+        ["doctor"],
+        ["unet", "resnet35"],
+        ["from", "--help"],
+    ],
+)
 def test_small_jobs_do_not_import_torch(arguments) -> None:
     code = (
         "import sys; sys.argv = ['smp3d-export', *sys.argv[1:]]; from smp3d_export.cli import main\n"
@@ -108,6 +136,31 @@ def test_lists(cli) -> None:
         result = cli(*wrong)
         assert result.exit_code == 2
         assert says in result.stderr
+
+
+def test_the_list_of_encoders_has_weights_and_who_refuses_them(cli) -> None:
+    rows = {row["name"]: row for row in json.loads(cli("list", "encoders", "--json").stdout)}
+    assert rows["resnet18"]["weights"] == ["imagenet", "ssl", "swsl"]
+    assert rows["resnet18"]["parameters"] == 33_160_000
+    assert not rows["resnet18"]["refused_by"]
+    assert list(rows["vgg11"]["refused_by"]) == ["DeepLabV3", "DeepLabV3Plus"]
+    assert "max pooling" in rows["vgg11"]["refused_by"]["DeepLabV3"]
+    assert rows["mit_b0"]["needed_by"] == {"FPN": {"encoder_depth": 5}, "PAN": {"encoder_output_stride": 32}}
+
+
+def test_the_list_of_architectures_has_arguments_and_whom_they_refuse(cli) -> None:
+    rows = {row["name"]: row for row in json.loads(cli("list", "architectures", "--json").stdout)}
+    assert rows["PSPNet"]["arguments"]["encoder_depth"] == 3
+    assert rows["DeepLabV3Plus"]["paper"] == "arXiv:1802.02611"
+    assert list(rows["Linknet"]["refuses"]) == ["mit"]
+    assert rows["PAN"]["needs"]["vgg"] == {"encoder_output_stride": 32}
+
+
+@pytest.mark.parametrize("what", ["architectures", "encoders", "targets"])
+def test_lists_fit_into_80_columns_of_plain_text(cli, what: str) -> None:
+    result = cli("list", what)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "\x1b" not in result.stdout
 
 
 def test_doctor_has_a_reason_for_what_is_not_ready(cli) -> None:

@@ -39,6 +39,23 @@ def test_pairs() -> None:
     }
 
 
+def test_arguments() -> None:
+    texts = ["decoder-atrous-rates=6,12,18", "decoder_channels=16,", "decoder_use_norm=layernorm", "psp_dropout=0.5"]
+    assert parsing.arguments({"classes": 3, "activation": None}, texts) == {
+        "classes": 3,
+        "decoder_atrous_rates": (6, 12, 18),
+        "decoder_channels": (16,),
+        "decoder_use_norm": "layernorm",
+        "psp_dropout": 0.5,
+    }
+
+
+@pytest.mark.parametrize("texts", [["x"], ["=3"], [""], ["x=1", "x=2"], ["classes=2"]])
+def test_an_argument_is_a_pair_and_given_once(texts: list[str]) -> None:
+    with pytest.raises(UsageError, match="--arg"):
+        parsing.arguments({"classes": 3}, texts)
+
+
 @given(st.text())
 def test_any_text_is_read_or_refused_in_words(text: str) -> None:
     for parse in (
@@ -46,6 +63,7 @@ def test_any_text_is_read_or_refused_in_words(text: str) -> None:
         lambda: parsing.strides(text),
         lambda: parsing.normalisation(text),
         lambda: parsing.pairs("--aux-params", text),
+        lambda: parsing.arguments({}, [text]),
     ):
         try:
             parse()

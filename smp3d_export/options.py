@@ -1,0 +1,139 @@
+"""The options of the command line's jobs, each defined once: its type, its name, its help and the panel it is in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smp3d_export.architectures import ARCHITECTURES
+from smp3d_export.encoders import ENCODERS
+from smp3d_export.listing import KINDS
+from smp3d_export.targets import TARGETS
+
+NETWORK, WEIGHTS, SHAPES, EXPORT, PROOF, OUTPUT = "Network", "Weights", "Shapes", "Artifact", "Proof", "Output"
+
+
+def complete_from(names: Iterable[str]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [name for name in names if name.lower().startswith(incomplete.lower())]
+
+
+# What the network is.
+Arch = Annotated[
+    str,
+    typer.Argument(
+        metavar="ARCH",
+        help="Architecture, in any case: unet.",
+        autocompletion=complete_from([name.lower() for name in ARCHITECTURES]),
+    ),
+]
+Encoder = Annotated[
+    str, typer.Argument(metavar="ENCODER", help="Encoder: resnet34.", autocompletion=complete_from(ENCODERS))
+]
+InChannels = Annotated[
+    int | None, typer.Option(rich_help_panel=NETWORK, help="[dim]Default: C of --shape, or the checkpoint's[/]")
+]
+Classes = Annotated[
+    int | None, typer.Option(rich_help_panel=NETWORK, help="Of the masks. [dim]Default: 1, or the checkpoint's[/]")
+]
+EncoderDepth = Annotated[int | None, typer.Option(rich_help_panel=NETWORK, help="Stages of the encoder.")]
+Strides = Annotated[
+    str | None,
+    typer.Option(metavar="H,W,D/...", rich_help_panel=NETWORK, help="Of the stages: 2,2,2/2,2,1/2,2,2/2,2,2/2,2,2"),
+]
+DecoderChannels = Annotated[
+    str | None, typer.Option(metavar="C,C,...", rich_help_panel=NETWORK, help="Such as 256,128,64,32,16")
+]
+NoDecoderBatchnorm = Annotated[
+    bool, typer.Option("--no-decoder-use-batchnorm", rich_help_panel=NETWORK, help="Biases in its place.")
+]
+DecoderAttention = Annotated[
+    str | None, typer.Option("--decoder-attention-type", metavar="NAME", rich_help_panel=NETWORK, help="scse")
+]
+Activation = Annotated[
+    str | None, typer.Option(metavar="NAME", rich_help_panel=NETWORK, help="Of the masks: sigmoid, softmax, ...")
+]
+AuxParams = Annotated[
+    str | None,
+    typer.Option(metavar="K=V,...", rich_help_panel=NETWORK, help="Classification head: classes=4,pooling=avg"),
+]
+Arg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        rich_help_panel=NETWORK,
+        help="Any other argument of the architecture: decoder_atrous_rates=6,12,18. May be repeated.",
+    ),
+]
+
+# Where its weights come from.
+Checkpoint = Annotated[
+    Path | None, typer.Option(rich_help_panel=WEIGHTS, help="Trained weights: .pth, .pt, .ckpt, .safetensors.")
+]
+EncoderWeights = Annotated[
+    str | None, typer.Option(rich_help_panel=WEIGHTS, metavar="NAME|PATH", help="Of the encoder: imagenet, or a file.")
+]
+Saved = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR", help="A folder that save_pretrained wrote, or OWNER/NAME of a repository of the hub."
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option(rich_help_panel=WEIGHTS, help="Of the repository: a branch, a tag or a commit.")
+]
+Seed = Annotated[int, typer.Option(rich_help_panel=WEIGHTS, help="Of random weights and inputs.", min=0)]
+
+# The shapes it is exported for.
+Shape = Annotated[
+    str | None,
+    typer.Option(metavar="N,C,H,W,D", rich_help_panel=SHAPES, help="What to be fast at. [dim]Default: 1,C,64,64,64[/]"),
+]
+Smallest = Annotated[
+    str | None,
+    typer.Option(
+        "--min", metavar="N,C,H,W,D", rich_help_panel=SHAPES, help="Least sizes. [dim]Default: the network's[/]"
+    ),
+]
+Largest = Annotated[
+    str | None,
+    typer.Option("--max", metavar="N,C,H,W,D", rich_help_panel=SHAPES, help="Largest. [dim]Default: twice --shape[/]"),
+]
+Static = Annotated[bool, typer.Option("--static", rich_help_panel=SHAPES, help="Freeze all axes at --shape.")]
+
+# What is made of it.
+To = Annotated[
+    str,
+    typer.Option(metavar="TARGET,...", rich_help_panel=EXPORT, help="Targets.", autocompletion=complete_from(TARGETS)),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", rich_help_panel=EXPORT, help="Folder. [dim]Default: ./ARCH-ENCODER or ./DIR-export[/]"
+    ),
+]
+Opset = Annotated[int, typer.Option(rich_help_panel=EXPORT, help="ONNX operator set.")]
+
+# How it is proved.
+Sample = Annotated[
+    list[Path] | None,
+    typer.Option(rich_help_panel=PROOF, help="A volume to compare on too, H,W,D: .npy, .npz, NIfTI. May be repeated."),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option(metavar="MEAN,STD|zscore", rich_help_panel=PROOF, help="Of samples; (x - MEAN) / STD."),
+]
+NoBench = Annotated[bool, typer.Option("--no-bench", rich_help_panel=PROOF, help="Skip measuring speed.")]
+MinSpeedup = Annotated[
+    float | None, typer.Option(rich_help_panel=PROOF, help="Fail, with exit code 6, below this times eager.")
+]
+
+# What every job has.
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
+
+# What `list` prints.
+What = Annotated[str, typer.Argument(help=", ".join(KINDS), autocompletion=complete_from(KINDS))]
+Family = Annotated[str | None, typer.Option(help="Only the encoders of this family.")]
