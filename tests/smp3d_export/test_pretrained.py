@@ -16,6 +16,9 @@ import smp3d_export as smp
 from smp3d_export.architectures import ARCHITECTURES
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import CheckpointError, ShapeError, UsageError
+from smp3d_export.network import build
+from smp3d_export.pipeline import contract_for
+from smp3d_export.request import Request, SavedModel
 
 ENCODER = {"encoder_name": "mobileone_s1", "encoder_weights": None, "in_channels": 2, "classes": 3}
 FLAT = ((2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 1, 1), (1, 1, 1))
@@ -275,12 +278,10 @@ class TestHub:
         assert f"there is no folder '{name}', and it could not be fetched from the hub (" in str(error.value)
         assert f"Download {address}/config.json and {address}/model.safetensors into a folder, and" in str(error.value)
 
-    def test_a_repository_is_exported(self, cached: str, cli) -> None:
-        result = cli("from", "clinic/best", "--revision", "main", "--no-bench", "--static")
-        assert result.exit_code == 0, result.output
-        assert json.loads(Path("best-export/manifest.json").read_text())["model"]["weights"]["source"] == (
-            "clinic/best@main"
-        )
+    def test_a_repository_is_a_source_of_an_export(self, cached: str) -> None:
+        network = build(SavedModel(source="clinic/best", revision="main"))
+        assert (network.name, network.weights) == ("unetplusplus/mobileone_s1", "clinic/best@main")
+        assert Request(network=SavedModel(source="clinic/best")).folder == Path("best-export")
 
 
 def test_a_model_that_the_2d_library_saved_is_inflated(tmp_path: Path) -> None:
@@ -297,42 +298,37 @@ def test_a_model_that_the_2d_library_saved_is_inflated(tmp_path: Path) -> None:
         torch.testing.assert_close(state[key].sum(-1) if tensor.ndim == 4 else state[key], tensor)
 
 
-def manifest_of(folder: str) -> dict[str, Any]:
-    return json.loads(Path(folder, "manifest.json").read_text())
-
-
-def ranges(folder: str) -> list[tuple[int, int, int]]:
-    return [(axis["min"], axis["opt"], axis["max"]) for axis in manifest_of(folder)["contract"]]
-
-
 def test_exported_from_its_folder_with_its_contract(cli, saved: Path) -> None:
     result = cli("from", "best", "--no-bench")
     assert result.exit_code == 0, result.output
     assert "unetplusplus/mobileone_s1" in result.stderr
     assert "best-export/: golden.npz" in result.stdout
-    model = manifest_of("best-export")["model"]
+    manifest = json.loads(Path("best-export/manifest.json").read_text())
+    model = manifest["model"]
     assert (model["architecture"], model["encoder"], model["weights"]["source"]) == (
         "UnetPlusPlus",
         "mobileone_s1",
         "best",
     )
     assert model["arguments"] == smp.from_pretrained(saved).arguments
-    assert ranges("best-export") == [(1, 1, 2), (2, 2, 2), (2, 8, 16), (1, 8, 16), (1, 8, 16)]
+    assert manifest["contract"] == json.loads((saved / "config.json").read_text())["contract"]
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("asked", "expected"),
     [
-        (["--shape", "2,2,16,8,8"], [(1, 2, 2), (2, 2, 2), (2, 16, 16), (1, 8, 16), (1, 8, 16)]),
-        (["--max", "4,2,8,8,8"], [(1, 1, 4), (2, 2, 2), (2, 8, 8), (1, 8, 8), (1, 8, 8)]),
-        (["--static"], [(1, 1, 1), (2, 2, 2), (8, 8, 8), (8, 8, 8), (8, 8, 8)]),
+        ({}, [(1, 1, 2), (2, 2, 2), (2, 8, 16), (1, 8, 16), (1, 8, 16)]),
+        ({"shape": (2, 2, 16, 8, 8)}, [(1, 2, 2), (2, 2, 2), (2, 16, 16), (1, 8, 16), (1, 8, 16)]),
+        ({"min": (1, 2, 4, 4, 4)}, [(1, 1, 2), (2, 2, 2), (4, 8, 16), (4, 8, 16), (4, 8, 16)]),
+        ({"max": (4, 2, 8, 8, 8)}, [(1, 1, 4), (2, 2, 2), (2, 8, 8), (1, 8, 8), (1, 8, 8)]),
+        ({"static": True}, [(1, 1, 1), (2, 2, 2), (8, 8, 8), (8, 8, 8), (8, 8, 8)]),
     ],
     ids=str,
 )
-def test_options_win_over_the_contract(cli, saved: Path, options: list[str], expected: list[Any]) -> None:
-    result = cli("from", "best", "--no-bench", "-o", "out", *options)
-    assert result.exit_code == 0, result.output
-    assert ranges("out") == expected
+def test_options_win_over_the_contract(saved: Path, asked: dict[str, Any], expected: list[Any]) -> None:
+    source = SavedModel(source=str(saved))
+    contract = contract_for(build(source), Request(network=source, **asked))
+    assert [(axis.min, axis.opt, axis.max) for axis in contract.axes] == expected
 
 
 @pytest.mark.parametrize(
