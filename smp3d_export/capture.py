@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -15,17 +16,19 @@ from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ExportError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Captured:
     """A network as one graph, with what every target needs to know of it.
 
     `outputs` are the names of what it returns and their numbers of axes: `masks` (N, classes, H, W, D), or (N, H, W, D)
-    where they are class numbers, and `labels` (N, classes) where there is a classification head.
+    where they are class numbers, and `labels` (N, classes) where there is a classification head. `rewrites` says how
+    often each rewrite of the optimiser was applied.
     """
 
     program: ExportedProgram
     contract: ShapeContract
     outputs: dict[str, int]
+    rewrites: Mapping[str, int] = field(default_factory=dict)
 
 
 def capture(model: nn.Module, contract: ShapeContract) -> Captured:

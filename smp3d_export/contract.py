@@ -58,6 +58,7 @@ class ShapeContract:
         max: Sequence[int] | None = None,
         static: bool = False,
         network: str = "the network",
+        reason: str = "",
     ) -> ShapeContract:
         """The contract around an optimum.
 
@@ -69,6 +70,7 @@ class ShapeContract:
             max: the largest; by default twice the optimum, N too.
             static: freeze every axis at the optimum.
             network: what messages call the network.
+            reason: why it takes no less than `least`.
 
         Raises:
             ShapeError: a size is no multiple, is below `least`, or the three are not in order.
@@ -96,7 +98,8 @@ class ShapeContract:
                     use = f"{below} or {above}" if below >= lowest else str(above if above >= lowest else lowest)
                     raise ShapeError(f"{name}{flag} is {size}, but {network} needs a multiple of {k}: use {use}.")
                 if size < lowest:
-                    raise ShapeError(f"{name}{flag} is {size}, but {network} needs at least {lowest}.")
+                    because = reason and f": {reason}"
+                    raise ShapeError(f"{name}{flag} is {size}, but {network} needs at least {lowest}{because}.")
         if static:
             lower = upper = tuple(opt)
         else:
@@ -180,10 +183,13 @@ class ShapeContract:
         from torch.export import Dim
 
         dims = {}
-        for number, axis in enumerate(self.axes):
+        for number, (axis, traced) in enumerate(zip(self.axes, self.example(), strict=True)):
             if not axis.dynamic:
                 continue
-            name, low, high = axis.name.lower(), axis.min // axis.multiple, axis.max // axis.multiple
+            # Beyond the traced size, if need be by more than the contract: at the end of the range "not one voxel", true
+            # of the example, would mean "the largest size alone", and the ONNX exporter would bake that size in.
+            largest = max(axis.max, traced + axis.multiple)
+            name, low, high = axis.name.lower(), axis.min // axis.multiple, largest // axis.multiple
             if axis.multiple > 1:
                 dims[number] = axis.multiple * Dim(f"{name}_steps", min=low, max=high)
             elif number >= 2 and low > 1:
@@ -231,8 +237,12 @@ class ShapeContract:
         return " · ".join(str(axis) for axis in self.axes)
 
 
-def check_multiples(sizes: Sequence[int], multiple: Sequence[int], least: Sequence[int] | None = None) -> None:
+def check_multiples(
+    sizes: Sequence[int], multiple: Sequence[int], least: Sequence[int] | None = None, reason: str = ""
+) -> None:
     """Refuse volume axes that are no multiples of the network's total stride, or below the `least` that it takes.
+
+    `reason` is why it takes no less.
 
     Raises:
         ShapeError: it names the axis and the nearest valid sizes.
@@ -243,7 +253,8 @@ def check_multiples(sizes: Sequence[int], multiple: Sequence[int], least: Sequen
             use = f"{below} or {above}" if below >= lowest else str(max(above, lowest))
             raise ShapeError(f"{name} is {size}, but the network needs a multiple of {k}: use {use}.")
         if size < lowest:
-            raise ShapeError(f"{name} is {size}, but the network needs at least {lowest}.")
+            because = reason and f": {reason}"
+            raise ShapeError(f"{name} is {size}, but the network needs at least {lowest}{because}.")
 
 
 def written(shape: Sequence[int]) -> str:

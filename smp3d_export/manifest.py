@@ -31,7 +31,7 @@ def describe(network: Network, captured: Captured, request: Request, target: str
         "inputs": [{"name": INPUT, "axes": list(AXES), "type": "float32"}],
         "outputs": [{"name": name, "axes": list(OUTPUT_AXES[rank])} for name, rank in captured.outputs.items()],
         "sample_normalisation": None if request.normalisation is None else str(request.normalisation),
-        "optimisations": [],
+        "optimisations": dict(captured.rewrites),
         "versions": hardware.versions(),
     }
 

@@ -115,6 +115,9 @@ Folder = Annotated[
     ),
 ]
 Opset = Annotated[int, typer.Option(rich_help_panel=EXPORT, help="ONNX operator set.")]
+Optimise = Annotated[
+    str, typer.Option(metavar="on|off", rich_help_panel=EXPORT, help="Exact rewrites of the captured graph.")
+]
 
 # How it is proved.
 Sample = Annotated[

@@ -90,6 +90,13 @@ def values(text: str) -> Any:
     return tuple(value(item) for item in (*items, last) if item.strip())
 
 
+def switch(option: str, text: str) -> bool:
+    """`on` or `off`."""
+    if text not in ("on", "off"):
+        raise UsageError(f"{option} is {text!r}; it is on or off")
+    return text == "on"
+
+
 def value(text: str) -> Any:
     """A whole number, a number, true, false or none where the text is one; else the text."""
     words = {"true": True, "false": False, "none": None}

@@ -8,6 +8,7 @@ from smp3d_export.contract import ShapeContract
 from smp3d_export.delivery import Delivery
 from smp3d_export.errors import ShapeError
 from smp3d_export.network import Network, build
+from smp3d_export.optimise import optimise
 from smp3d_export.progress import Reporter
 from smp3d_export.report import Report
 from smp3d_export.request import Request
@@ -23,11 +24,13 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
 
     Raises:
         UsageError: something of the request is wrong.
+        TargetUnavailableError: none of the targets can be exported to here.
         ExportError: the network cannot be captured.
     """
     reporter = reporter or Reporter()
     for target in request.targets:
         targets.find(target).check(request.options)
+    targets.require_one(request.targets)
     artifact.check_replaceable(request.folder)
     network = build(request.network, request.shape)
     contract = contract_for(network, request)
@@ -37,6 +40,10 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
         with reporter.stage("capture") as stage:
             captured = capture(network.model, contract)
             stage.detail = f"dynamic {', '.join(axis.name for axis in contract.dynamic) or 'nothing'}"
+        if request.optimise:
+            with reporter.stage("optimise") as stage:
+                optimised = optimise(captured)
+                captured, stage.detail = optimised.captured, str(optimised)
         reference = reference_for(network, captured, samples, request)
         delivery = Delivery(request, network, captured, reference, staging, reporter)
         verdicts = tuple(delivery.of(target) for target in request.targets)
@@ -65,6 +72,7 @@ def contract_for(network: Network, request: Request) -> ShapeContract:
         max=request.max or (bounds.max if bounds else None),
         static=request.static,
         network=network.name,
+        reason=network.model.least_reason,
     )
 
 

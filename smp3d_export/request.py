@@ -64,6 +64,7 @@ class Request:
     samples: tuple[Path, ...] = ()
     normalisation: Normalisation | None = None
     opset: int = 20
+    optimise: bool = True
     output: Path | None = None
     bench: bool = True
     min_speedup: float | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,24 @@ from smp3d_export.optimise.upsample_conv import UpsampleConv
 
 REWRITES: tuple[Rewrite, ...] = (FoldBatchNorm(), DilatedTaps(), ConcatConv(), UpsampleConv())
 
+# Those that a line of progress has room for, and that change the work.
+SHOWN = (DilatedTaps.name, UpsampleConv.name)
+
 # Weights are combined in float64, so what is left is the order of float32 sums.
 AGREEMENT = 1e-5
 
 
 @dataclass(frozen=True)
 class Optimised:
-    """The rewritten program, how often each rewrite fired, and the work at the optimum shape before and after."""
+    """The rewritten program, and the work at the optimum shape before and after."""
 
     captured: Captured
-    fired: dict[str, int]
     gflop_before: float
     gflop_after: float
+
+    def __str__(self) -> str:
+        shown = [f"{times} {name}" for name, times in self.captured.rewrites.items() if name in SHOWN]
+        return f"{', '.join(shown) or 'nothing to rewrite'}, {self.gflop_before:.3g} → {self.gflop_after:.3g} GFLOP"
 
 
 def optimise(captured: Captured) -> Optimised:
@@ -45,9 +51,9 @@ def optimise(captured: Captured) -> Optimised:
     fired = {rewrite.name: rewrite.run(module) for rewrite in REWRITES}
     fired = {name: times for name, times in fired.items() if times}
     if not fired or not agrees(module, captured):
-        return Optimised(captured, {}, before, before)
+        return Optimised(captured, before, before)
     after = gflop(module, captured.contract.opt)
-    return Optimised(capture(module, captured.contract), fired, before, after)
+    return Optimised(replace(capture(module, captured.contract), rewrites=fired), before, after)
 
 
 def graph_module(captured: Captured) -> GraphModule:

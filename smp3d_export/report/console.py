@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +14,7 @@ NOT_RUN = "not run"
 
 def show(report: Report, console: Console) -> None:
     """Print the verdict table, what was not run, what failed, and where the artifacts are."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("  target")
     table.add_column("precision")
     table.add_column("largest error", justify="right")
@@ -36,7 +38,6 @@ def show(report: Report, console: Console) -> None:
 
 def row(verdict: Verdict) -> tuple[str, ...]:
     parity, throughput = verdict.parity, verdict.throughput
-    colour = "red" if verdict.error is not None else "green"
     cells = [f"  {verdict.target}", verdict.precision]
     if parity is None:
         cells += [NOT_RUN, NOT_RUN]
@@ -48,7 +49,7 @@ def row(verdict: Verdict) -> tuple[str, ...]:
     low, high = throughput.interval
     colour = "green" if throughput.speedup >= 1 else "red"
     slower = " slower" if throughput.speedup < 1 else ""
-    speed = f"[{colour}]{throughput.speedup:.2f}×[/] {low:.2f}–{high:.2f}{slower}"
+    speed = f"[{colour}]{throughput.speedup:.3g}×[/] {low:.3g}–{high:.3g}{slower}"
     return (*cells, milliseconds(throughput.eager.p50), milliseconds(throughput.artifact.p50), speed)
 
 
@@ -56,7 +57,7 @@ def percent(part: float | None) -> str:
     """Never rounded up to all of them."""
     if part is None:
         return "–"
-    return "100 %" if part == 1 else f"{min(100 * part, 99.9999):.4g} %"
+    return f"{math.floor(part * 1e6) / 1e4:g} %"
 
 
 def milliseconds(seconds: float) -> str:

@@ -17,7 +17,7 @@ from smp3d_export.runtime.volumes import Volume
 Outputs = dict[str, np.ndarray]
 
 # Target -> the module whose class `Runner` runs it.
-RUNNERS = {"onnx": "smp3d_export.runtime.onnx"}
+RUNNERS = {name: f"smp3d_export.runtime.{name}" for name in ("onnx", "openvino")}
 
 
 class Runner(abc.ABC):

@@ -32,7 +32,7 @@ class Normalisation:
         return ((volume - np.float32(mean)) / np.float32(std)).astype(np.float32)
 
     def __str__(self) -> str:
-        return "zscore" if self.std is None else f"{self.mean:g},{self.std:g}"
+        return "zscore" if self.std is None else f"{self.mean},{self.std}"
 
 
 def read_volume(path: Path) -> Volume:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -72,7 +72,7 @@ class Target(Protocol):
     def export(self, captured: Captured, options: Options, folder: Path) -> Exported: ...
 
 
-TARGETS: Mapping[str, str] = MappingProxyType({"onnx": "smp3d_export.targets.onnx"})
+TARGETS: Mapping[str, str] = MappingProxyType({name: f"smp3d_export.targets.{name}" for name in ("onnx", "openvino")})
 
 
 def known(name: str) -> str:
@@ -107,3 +107,15 @@ def ready(name: str, precision: Precision = Precision.FP32, device: str = "cpu")
         fix = f": {support.fix}" if support.fix else ""
         raise TargetUnavailableError(f"{name} in {precision} cannot be exported to here, for {support.reason}{fix}")
     return target
+
+
+def require_one(names: Sequence[str], precision: Precision = Precision.FP32, device: str = "cpu") -> None:
+    """Refuse, before any work is done, targets of which none can be exported to here.
+
+    Raises:
+        TargetUnavailableError: for the first of them.
+    """
+    for name in names:
+        if find(name).support(precision, device).ready:
+            return
+    ready(names[0], precision, device)

@@ -7,12 +7,14 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smp3d_export.contract import AXES, INPUT, OUTPUT_AXES
 from smp3d_export.errors import ExportError, UsageError
 from smp3d_export.targets import Exported, Options, Precision, Support
+from smp3d_export.targets.sizes import megabytes
 
 if TYPE_CHECKING:
     import onnx
@@ -49,30 +51,10 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
         ExportError: the exporter fails, or what it made is no valid ONNX of the opset that was asked for.
     """
     import onnx
-    import torch
 
-    try:
-        with quiet():
-            program = torch.onnx.export(
-                captured.program,
-                dynamo=True,
-                opset_version=options.opset,
-                input_names=[INPUT],
-                output_names=list(captured.outputs),
-                verbose=False,
-            )
-            assert program is not None
-            model = program.model_proto
-    except Exception as error:
-        raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {error}") from error
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset != options.opset:
-        raise ExportError(f"opset {options.opset} was asked for, but the exporter made {opset}: give --opset {opset}")
-    large = model.ByteSize() > MESSAGE_LIMIT
-    if not large:
-        model = simplified(model)
-    tidy(model, captured)
+    model = convert(captured, options.opset)
     onnx.helper.set_model_props(model, dict(options.metadata))
+    large = model.ByteSize() > MESSAGE_LIMIT
     onnx.save_model(model, folder / FILE, save_as_external_data=large, location=f"{FILE}.data")
     try:
         onnx.checker.check_model(folder / FILE, full_check=False)
@@ -80,7 +62,40 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
         raise ExportError(f"the exported file is no valid ONNX: {error}") from error
     size = sum(file.stat().st_size for file in folder.glob(f"{FILE}*"))
     nodes = len(model.graph.node)
-    return Exported(f"opset {opset}, {nodes} nodes, {megabytes(size)}", {"opset": opset, "nodes": nodes})
+    summary = f"opset {options.opset}, {nodes} nodes, {megabytes(size)}"
+    return Exported(summary, {"opset": options.opset, "nodes": nodes})
+
+
+@lru_cache(maxsize=1)
+def convert(captured: Captured, opset: int) -> onnx.ModelProto:
+    """The ONNX graph of a captured program, once for however many targets are made from it.
+
+    Raises:
+        ExportError: the exporter fails, or makes another opset.
+    """
+    import torch
+
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                captured.program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=list(captured.outputs),
+                verbose=False,
+            )
+            assert program is not None
+            model = program.model_proto
+    except Exception as error:  # the exporter lets whatever a decomposition raises through
+        raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {error}") from error
+    made = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if made != opset:
+        raise ExportError(f"opset {opset} was asked for, but the exporter made {made}: give --opset {made}")
+    if model.ByteSize() <= MESSAGE_LIMIT:
+        model = simplified(model)
+    tidy(model, captured)
+    return model
 
 
 def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -119,10 +134,6 @@ def name_axes(value: onnx.ValueInfoProto, names: Mapping[int, str]) -> None:
     for number, dim in enumerate(value.type.tensor_type.shape.dim):
         if number in names:
             dim.dim_param = names[number]
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB" if size >= 10e6 else f"{size / 1e6:.1f} MB"
 
 
 @contextlib.contextmanager

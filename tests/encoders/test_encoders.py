@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from families import FAMILIES, STRIDES, draws_each_weight_once
 from reference import reference
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from smp3d_export.encoders import ENCODERS, get_encoder, index
 from smp3d_export.encoders.spec import product
 from smp3d_export.errors import UsageError
 
 REFERENCE = reference("encoder_state_dicts.json.gz")
-
-# The smallest encoder of each family.
-FAMILIES = {}
-for spec in sorted(ENCODERS.values(), key=lambda spec: spec.parameters):
-    FAMILIES.setdefault(spec.family, spec.name)
-
-STRIDES = (
-    ((2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 1), (1, 1, 2)),
-    ((1, 2, 3), (2, 2, 1), (3, 1, 1), (1, 2, 2), (2, 1, 1)),
-    ((4, 2, 1), (1, 1, 1), (1, 3, 2), (2, 1, 2), (1, 2, 1)),
-)
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE.keys() & ENCODERS.keys()))
@@ -41,7 +32,7 @@ def test_row_says_the_parameters(spec) -> None:
     assert sum(p.numel() for p in encoder.parameters()) == spec.parameters
 
 
-@pytest.mark.parametrize("strides", STRIDES, ids=["uneven", "with-3", "with-4"])
+@pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
 @pytest.mark.parametrize("name", FAMILIES.values())
 def test_maps_have_the_channels_and_sizes_of_the_row(name: str, strides) -> None:
     encoder = get_encoder(name, in_channels=2, strides=strides).eval()
@@ -68,20 +59,7 @@ def test_depth_runs_the_first_stages_alone(name: str, depth: int) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES.values())
 def test_every_weight_is_drawn_once(name: str) -> None:
-    """Building a network to throw its weights away doubles the time and the memory."""
-    drawn: dict[int, int] = {}
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.overloadpacket in (torch.ops.aten.normal_, torch.ops.aten.uniform_):
-                drawn[args[0].data_ptr()] = drawn.get(args[0].data_ptr(), 0) + 1
-            return function(*args, **(kwargs or {}))
-
-    with Count():
-        encoder = get_encoder(name, in_channels=1)
-    weights = [p for p in encoder.parameters() if p.ndim > 1]
-    assert {drawn.get(p.data_ptr()) for p in weights} == {1}
-    assert sum(drawn.values()) <= len(list(encoder.parameters()))
+    assert draws_each_weight_once(lambda: get_encoder(name, in_channels=1))
 
 
 @pytest.mark.parametrize(
@@ -105,4 +83,4 @@ def test_wrong_arguments_are_named(arguments, says: str) -> None:
 def test_a_name_can_stand_in_the_table_only_once() -> None:
     row = next(iter(ENCODERS.values()))
     with pytest.raises(RuntimeError, match=row.name):
-        index([row, type(row)(**{f: getattr(row, f) for f in row.__dataclass_fields__})])
+        index([row, replace(row)])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_the_artifact_is_complete(exported: Path) -> None:
     assert manifest["model"]["arguments"]["decoder_channels"] == [16, 8, 8]
     assert len(manifest["model"]["weights"]["sha256"]) == 64
     assert (manifest["target"], manifest["precision"], manifest["opset"]) == ("onnx", "fp32", 20)
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["versions"]["torch"] == metadata.version("torch")
     assert manifest["hardware"]["cores"] >= 1
     assert [entry["name"] for entry in manifest["outputs"]] == ["masks", "labels"]
     assert manifest["parity"]["passed"]
@@ -105,6 +106,15 @@ def test_the_golden_input_proves_it_without_torch(exported: Path) -> None:
 def test_a_shape_outside_the_contract_is_refused_before_it_runs(exported: Path, shape, says: str) -> None:
     with pytest.raises(ShapeError, match=says):
         runtime.load(exported)(np.zeros(shape, np.float32))
+
+
+def test_the_optimiser_is_recorded_and_can_be_turned_off(exported: Path, cli) -> None:
+    assert manifest_of(exported)["optimisations"] == {"fold-batch-norm": 16, "concat-conv": 2, "upsample-conv": 3}
+    assert cli(*SMALL, "--optimise", "off", "--no-bench", "-o", "net").exit_code == 0
+    assert manifest_of(Path("net"))["optimisations"] == {}
+    operators = {node.op_type for node in onnx.load("net/model.onnx").graph.node}
+    assert "ConvTranspose" not in operators
+    assert "Resize" in operators
 
 
 def test_json_is_the_verdict_alone_and_a_static_export_is_static(cli) -> None:

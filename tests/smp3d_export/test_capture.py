@@ -1,0 +1,45 @@
+"""Capture of what a network may do to a size, over every range that a contract may have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smp3d_export import artifact, runtime
+from smp3d_export.capture import capture
+from smp3d_export.contract import ShapeContract
+from smp3d_export.targets import Options, onnx
+from smp3d_export.validators.inputs import volume
+
+MULTIPLE, LEAST = 2, 8
+
+
+class Pooled(nn.Module):
+    """Shrinks its input to one voxel at the least size, and brings it back, as PAN does with its last map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = F.max_pool3d(x, 4)
+        return x + F.interpolate(F.max_pool3d(half, 2), size=x.shape[2:], mode="trilinear", align_corners=True)
+
+
+@pytest.mark.parametrize("multiple", [MULTIPLE, 1])
+@pytest.mark.parametrize("largest", [LEAST + MULTIPLE, 2 * LEAST - MULTIPLE, 2 * LEAST, 2 * LEAST + MULTIPLE])
+def test_no_size_is_baked_in_wherever_the_range_ends(multiple: int, largest: int, tmp_path: Path) -> None:
+    contract = ShapeContract.of(
+        (1, 1, LEAST, LEAST, LEAST),
+        multiple=(multiple,) * 3,
+        least=(LEAST,) * 3,
+        max=(2, 1, largest, largest, largest),
+    )
+    model = Pooled().eval()
+    onnx.export(capture(model, contract), Options(), tmp_path)
+    artifact.write_manifest(tmp_path, {"target": onnx.name, "contract": contract.to_dict()})
+    run = runtime.load(tmp_path)
+    for shape in (contract.min, contract.max, (1, 1, LEAST, largest, LEAST + MULTIPLE)):
+        image = volume(shape, seed=0)
+        np.testing.assert_allclose(run(image)["masks"], model(torch.from_numpy(image)).numpy(), atol=1e-5)
