@@ -186,8 +186,8 @@ class ShapeContract:
         for number, (axis, traced) in enumerate(zip(self.axes, self.example(), strict=True)):
             if not axis.dynamic:
                 continue
-            # Beyond the traced size, if need be by more than the contract: at the end of the range "not one voxel", true
-            # of the example, would mean "the largest size alone", and the ONNX exporter would bake that size in.
+            # Beyond the traced size, if need be by more than the contract: at the end of the range "not one voxel",
+            # true of the example, would mean "the largest size alone", and the ONNX exporter would bake that size in.
             largest = max(axis.max, traced + axis.multiple)
             name, low, high = axis.name.lower(), axis.min // axis.multiple, largest // axis.multiple
             if axis.multiple > 1:
