@@ -80,7 +80,7 @@ def pairs() -> list[Pair]:
         *(Pair(architecture, encoder) for architecture in others for encoder in further),
         *(Pair(unet, encoder) for encoder in by_size),
     ]
-    return list(dict.fromkeys(ordered))
+    return list({pair.name: pair for pair in ordered}.values())
 
 
 def main() -> None:
