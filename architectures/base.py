@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,11 @@ from smp3d_export.architectures import ARCHITECTURES
 from smp3d_export.architectures.arguments import by_name, check_arguments, plain
 from smp3d_export.architectures.heads import ClassificationHead
 from smp3d_export.architectures.persistence import find, save
-from smp3d_export.contract import ShapeContract, check_multiples
+from smp3d_export.contract import AXES, ShapeContract, check_multiples, written
 from smp3d_export.encoders import encoder_spec, get_encoder
 from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import STAGES, EncoderSpec, Triple
-from smp3d_export.errors import CheckpointError, UsageError
+from smp3d_export.errors import CheckpointError, ShapeError, UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -30,6 +30,8 @@ class SegmentationModel(nn.Module):
     decoder: nn.Module
     segmentation_head: nn.Module
     classification_head: nn.Module | None
+    least_reason: ClassVar[str] = ""
+    """Why `least` is more than the encoder's."""
     _given: tuple[list[Any], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -53,14 +55,29 @@ class SegmentationModel(nn.Module):
         """The smallest volume (H, W, D) that the network takes."""
         return self.encoder.least
 
+    def check(self, shape: Sequence[int]) -> None:
+        """Refuse an input (N, C, H, W, D) that the network cannot take.
+
+        Raises:
+            ShapeError: it has not five axes or other channels, or a volume axis is no multiple of `multiple` or below
+                `least`.
+        """
+        if len(shape) != len(AXES):
+            raise ShapeError(
+                f"an input of {len(shape)} axes, {written(shape)}; the network takes the five (N, C, H, W, D)"
+            )
+        if shape[1] != self.encoder.in_channels:
+            raise ShapeError(f"C is {shape[1]}, but the network has {self.encoder.in_channels} input channels")
+        check_multiples(shape[2:], self.multiple, self.least, self.least_reason)
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(N, C, H, W, D) to masks (N, classes, H, W, D); with a classification head also labels (N, aux classes).
 
         Raises:
-            ShapeError: a volume axis is not a multiple of `multiple`, or below `least`.
+            ShapeError: as `check` does.
         """
         if not torch.compiler.is_compiling():  # a captured graph has its contract instead
-            check_multiples(x.shape[-3:], self.multiple, self.least)
+            self.check(x.shape)
         features = self.encoder(x)
         masks = self.segmentation_head(self.decoder(features))
         if self.classification_head is None:
@@ -75,17 +92,16 @@ class SegmentationModel(nn.Module):
         `infer_decoder` adds its own.
         """
         arguments: dict[str, Any] = {}
-        stem = shapes.get(f"encoder.{encoder.stem}")
-        if stem is not None and len(stem) == 5:
-            arguments["in_channels"] = stem[1]
-        with suppress(KeyError, IndexError):  # whoever loads the tensors will say which is missing or of a wrong shape
+        # Whoever loads the tensors says which is missing or of a wrong shape; here it only shows nothing.
+        shown = suppress(KeyError, IndexError)
+        with shown:
+            arguments["in_channels"] = shapes[f"encoder.{encoder.stem}"][1]
+        with shown:
             arguments |= cls.infer_decoder(shapes, encoder)
-        head = shapes.get("segmentation_head.0.weight")
-        if head is not None:
-            arguments["classes"] = head[0]
-        linear = shapes.get("classification_head.3.weight")
-        if linear is not None:
-            arguments["aux_params"] = {"classes": linear[0]}
+        with shown:
+            arguments["classes"] = shapes["segmentation_head.0.weight"][0]
+        with shown:
+            arguments["aux_params"] = {"classes": shapes["classification_head.3.weight"][0]}
         return arguments
 
     @classmethod

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for
 from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgument, as_upsampling
 from smp3d_export.architectures.layers import ActivationArgument, upsample
-from smp3d_export.contract import AXES
 from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Triple, product
-from smp3d_export.errors import ShapeError, UsageError
+from smp3d_export.errors import UsageError
 
 LEAST_MAP = 8
 """Voxels an axis that the last feature map needs: three poolings halve it."""
@@ -40,6 +38,8 @@ class PAN(SegmentationModel):
     Raises:
         UsageError: arguments that do not go together.
     """
+
+    least_reason = f"its three poolings need {LEAST_MAP} voxels an axis in the last feature map"
 
     def __init__(
         self,
@@ -85,21 +85,6 @@ class PAN(SegmentationModel):
         """The smallest volume (H, W, D): one whose last feature map has 8 voxels an axis."""
         h, w, d = (max(LEAST_MAP * k, low) for k, low in zip(self.multiple, self.encoder.least, strict=True))
         return h, w, d
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """As every model's.
-
-        Raises:
-            ShapeError: a volume axis is below `least`, or not a multiple of `multiple`.
-        """
-        if not torch.compiler.is_compiling():
-            for axis, size, least, k in zip(AXES[2:], x.shape[-3:], self.least, self.multiple, strict=True):
-                if size < LEAST_MAP * k:
-                    raise ShapeError(
-                        f"{axis} is {size}, but PAN needs at least {least}: its three poolings need {LEAST_MAP} voxels "
-                        f"an axis in the last feature map, and that is {k} times smaller than the volume."
-                    )
-        return super().forward(x)
 
 
 class PANDecoder(nn.Module):

@@ -1,0 +1,40 @@
+"""A small encoder of each family, uneven strides, and how often building something draws its weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from smp3d_export.encoders import ENCODERS
+
+# The smallest encoder of each family.
+FAMILIES: dict[str, str] = {}
+for _spec in sorted(ENCODERS.values(), key=lambda spec: spec.parameters):
+    FAMILIES.setdefault(_spec.family, _spec.name)
+
+STRIDES = {
+    "uneven": ((2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 1), (1, 1, 2)),
+    "with-3": ((1, 2, 3), (2, 2, 1), (3, 1, 1), (1, 2, 2), (2, 1, 1)),
+    "with-4": ((4, 2, 1), (1, 1, 1), (1, 3, 2), (2, 1, 2), (1, 2, 1)),
+}
+
+
+def draws_each_weight_once(build: Callable[[], nn.Module]) -> bool:
+    """Building a network to throw its weights away doubles the time and the memory."""
+    drawn: Counter[int] = Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in (torch.ops.aten.normal_, torch.ops.aten.uniform_):
+                drawn[args[0].data_ptr()] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        module = build()
+    parameters = list(module.parameters())
+    weights = [p for p in parameters if p.ndim > 1]
+    return all(drawn[p.data_ptr()] == 1 for p in weights) and drawn.total() <= len(parameters)
