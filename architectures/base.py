@@ -48,7 +48,7 @@ class SegmentationModel(nn.Module):
     @property
     def multiple(self) -> Triple:
         """What each volume axis (H, W, D) of an input must be a multiple of."""
-        return self.encoder.total_stride
+        return self.encoder.multiple
 
     @property
     def least(self) -> Triple:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from smp3d_export.encoders.catalogue import SPECS
-from smp3d_export.encoders.spec import DEFAULT_STRIDES, STAGES, EncoderSpec, as_strides
+from smp3d_export.encoders.spec import DEFAULT_STRIDES, STAGES, TIMM_PREFIX, EncoderSpec, as_strides
 from smp3d_export.encoders.weights import no_weights, published_weights
 from smp3d_export.errors import UsageError, unknown
 
@@ -43,11 +43,13 @@ ENCODERS = index(SPECS)
 
 
 def encoder_spec(name: str) -> EncoderSpec:
-    """The row of an encoder.
+    """The row of an encoder; that of `tu-NAME` comes from timm_3d, which is imported for it.
 
     Raises:
-        UsageError: no encoder has that name; the message has the nearest.
+        UsageError: no encoder has that name, and the message has the nearest; or timm_3d is not installed.
     """
+    if name.startswith(TIMM_PREFIX):
+        return importlib.import_module("smp3d_export.encoders.timm").timm_spec(name)
     try:
         return ENCODERS[name]
     except KeyError:
@@ -69,7 +71,7 @@ def get_encoder(
     """An encoder that maps (N, C, H, W, D) to a list of `depth + 1` feature maps, the input being the first.
 
     Args:
-        name: a row of the table, as `smp3d-export list encoders` prints it.
+        name: a row of the table, as `smp3d-export list encoders` prints it, or `tu-NAME` for a model of timm_3d.
         in_channels: C of the input.
         depth: how many of the five stages run.
         weights: name of published weights, which are downloaded on first use, or a file or folder of them.

@@ -29,7 +29,7 @@ class Encoder(nn.Module, abc.ABC):
     Attributes:
         out_channels: C of each feature map, the input being the first.
         strides: of the stages that run.
-        total_stride: their product; each volume axis of an input must be a multiple of it.
+        total_stride: their product.
     """
 
     def __init__(self, spec: EncoderSpec, *, in_channels: int, depth: int, strides: Strides) -> None:
@@ -44,6 +44,11 @@ class Encoder(nn.Module, abc.ABC):
     def total_stride(self) -> Triple:
         """Per volume axis, the product of the strides that are really applied."""
         return product(self.strides)
+
+    @property
+    def multiple(self) -> Triple:
+        """What each volume axis of an input must be a multiple of."""
+        return self.total_stride
 
     @property
     def least(self) -> Triple:

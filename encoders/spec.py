@@ -17,6 +17,7 @@ Triple = tuple[int, int, int]
 Strides = tuple[Triple, ...]
 
 STAGES = 5
+TIMM_PREFIX = "tu-"
 DEFAULT_STRIDES: Strides = ((2, 2, 2),) * STAGES
 
 

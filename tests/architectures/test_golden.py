@@ -47,7 +47,11 @@ def test_agrees_with_the_published_package(case: dict[str, Any]) -> None:
     fill(model)
     image = reference_input(case["input"])
     maps: list[torch.Tensor] = []
-    model.encoder.register_forward_hook(lambda module, inputs, features: maps.extend(features))
+
+    def keep(module: torch.nn.Module, inputs: Any, features: Any) -> None:
+        maps.extend(features)
+
+    model.encoder.register_forward_hook(keep)
     with torch.inference_mode():
         outputs = model(image)
     masks, *labels = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -1,0 +1,81 @@
+"""Captured once with dynamic axes and exported to ONNX, a network agrees with eager at shapes that were not traced.
+
+A sample: every architecture, every family, and each family with uneven strides.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import FAMILIES, STRIDES
+
+from smp3d_export.architectures import ARCHITECTURES
+from smp3d_export.capture import capture
+from smp3d_export.contract import ShapeContract
+from smp3d_export.network import build
+from smp3d_export.request import NetworkRequest
+from smp3d_export.runtime.onnx import Runner
+from smp3d_export.targets import Options, onnx
+from smp3d_export.validators.inputs import volume
+from smp3d_export.validators.parity import Case, Reference, compare
+from smp3d_export.validators.tolerances import tolerance
+
+SHALLOW = ((2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("Unet", "mit", {"encoder_depth": 3, "decoder_channels": (16, 8, 8), "aux_params": {"classes": 2}}),
+    ("UnetPlusPlus", "densenet", {"encoder_depth": 3, "decoder_channels": (32, 16, 8), "activation": "argmax"}),
+    ("MAnet", "dpn", {"encoder_depth": 2, "decoder_channels": (16, 8), "decoder_pab_channels": 8}),
+    ("Linknet", "vgg", {"encoder_depth": 3}),
+    ("FPN", "mobileone", {"encoder_depth": 3, "decoder_pyramid_channels": 16, "decoder_segmentation_channels": 64}),
+    ("PSPNet", "efficientnet", {"psp_out_channels": 16, "aux_params": {"classes": 2, "pooling": "max"}}),
+    ("PAN", "resnet", {"decoder_channels": 16, "strides": SHALLOW}),
+    ("DeepLabV3", "efficientnet", {"encoder_depth": 4, "decoder_channels": 16}),
+    ("DeepLabV3Plus", "senet", {"encoder_depth": 3, "decoder_channels": 16}),
+    ("UPerNet", "mit", {"encoder_depth": 3, "decoder_channels": 16}),
+    ("Segformer", "vgg", {"encoder_depth": 3, "decoder_segmentation_channels": 16}),
+]
+# The three sets of strides in turn, as far as three stages go.
+CASES += [
+    ("Unet", family, {"encoder_depth": 3, "decoder_channels": (16, 8, 8), "strides": list(STRIDES.values())[n % 3][:3]})
+    for n, family in enumerate(FAMILIES)
+]
+
+
+def title(value: Any) -> str:
+    return "-".join(key for key in value if key in ("strides", "aux_params")) if isinstance(value, dict) else str(value)
+
+
+def test_the_sample_has_every_architecture_and_every_family() -> None:
+    assert {name for name, _, _ in CASES} == set(ARCHITECTURES)
+    assert {family for _, family, _ in CASES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("name", "family", "arguments"), CASES, ids=title)
+def test_onnx_agrees_at_shapes_that_were_not_traced(
+    name: str, family: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = {"in_channels": 1, "classes": 2, **arguments}
+    network = build(NetworkRequest(architecture=name, encoder=FAMILIES[family], arguments=arguments))
+    least, multiple = network.model.least, network.model.multiple
+    # From the least volume to one step more on each axis beside the one that is traced.
+    middle = [size + step * k for step, size, k in zip((2, 1, 0), least, multiple, strict=True)]
+    contract = ShapeContract.of(
+        (1, 1, *middle),
+        multiple=multiple,
+        least=least,
+        max=(2, 1, *(size + 2 * k for size, k in zip(least, multiple, strict=True))),
+    )
+    captured = capture(network.model, contract)
+    onnx.export(captured, Options(), tmp_path)
+
+    runner = Runner(tmp_path, {"contract": contract.to_dict()})
+    shapes = {shape for shape in contract.parity_shapes().values() if shape != contract.max}
+    assert contract.example() not in shapes
+    reference = Reference(network, [Case(str(shape), shape, partial(volume, shape, 0)) for shape in shapes])
+    parity = compare(runner, reference, tolerance("fp32", "onnx"))
+    assert parity.passed, parity.measurements
+    assert all(m.range > 0 for m in parity.measurements)
