@@ -100,7 +100,7 @@ class TimmEncoder(Encoder):
         if self.outline.fixed and any(axis != size for axis in x.shape[-3:]):
             raise ShapeError(
                 f"{self.spec.name} takes volumes of {size}×{size}×{size} only, "
-                f"so an export needs --shape {x.shape[0]},{self.in_channels},{size},{size},{size} --static"
+                f"so an export needs --shape 1,{self.in_channels},{size},{size},{size} --static"
             )
         return [x, *self.model(x)]
 
