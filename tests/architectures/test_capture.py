@@ -1,4 +1,4 @@
-"""Captured once with dynamic axes and exported to ONNX, a network agrees with eager at shapes that were not traced.
+"""Captured once with dynamic axes, rewritten and exported to ONNX, a network agrees with eager at shapes that were not traced.
 
 A sample: every architecture, every family, and each family with uneven strides.
 """
@@ -16,6 +16,7 @@ from smp3d_export.architectures import ARCHITECTURES
 from smp3d_export.capture import capture
 from smp3d_export.contract import ShapeContract
 from smp3d_export.network import build
+from smp3d_export.optimise import optimise
 from smp3d_export.request import NetworkRequest
 from smp3d_export.runtime.onnx import Runner
 from smp3d_export.targets import Options, onnx
@@ -69,7 +70,7 @@ def test_onnx_agrees_at_shapes_that_were_not_traced(
         least=least,
         max=(2, 1, *(size + 2 * k for size, k in zip(least, multiple, strict=True))),
     )
-    captured = capture(network.model, contract)
+    captured = optimise(capture(network.model, contract)).captured
     onnx.export(captured, Options(), tmp_path)
 
     runner = Runner(tmp_path, {"contract": contract.to_dict()})
