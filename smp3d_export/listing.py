@@ -109,7 +109,8 @@ def show_encoders(table: list[Row], console: Console) -> None:
     note(
         console,
         "Parameters in 3D, and published weights for --encoder-weights. Each has five stages of stride 2, or of 1 to 4 "
-        "an axis by --strides. Why an architecture refuses one: smp3d-export list architectures.",
+        "an axis by --strides. Why an architecture refuses one: smp3d-export list architectures. With the extra timm, "
+        "tu-NAME is the model NAME of timm_3d.",
     )
 
 

@@ -88,7 +88,8 @@ def convert(captured: Captured, opset: int) -> onnx.ModelProto:
             assert program is not None
             model = program.model_proto
     except Exception as error:  # the exporter lets whatever a decomposition raises through
-        raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {error}") from error
+        hint = ". Some operators have no form for dynamic axes: --static may do" if captured.contract.dynamic else ""
+        raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {error}{hint}") from error
     made = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if made != opset:
         raise ExportError(f"opset {opset} was asked for, but the exporter made {made}: give --opset {made}")
