@@ -160,6 +160,16 @@ class SegmentationBlock(nn.Module):
         return self.block(x)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation, also where a group is a single number: the module of PyTorch refuses that.
+
+    So it is with 32 segmentation channels where the last feature map has one voxel; what comes out is the bias.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class GroupNormBlock(nn.Module):
     """Convolution, group normalisation, ReLU, and trilinear upsampling with aligned corners."""
 
@@ -168,7 +178,7 @@ class GroupNormBlock(nn.Module):
         self.stride = stride
         self.block = nn.Sequential(
             nn.Conv3d(inputs, outputs, 3, padding=1, bias=False),
-            nn.GroupNorm(NORM_GROUPS, outputs),
+            GroupNorm(NORM_GROUPS, outputs),
             nn.ReLU(inplace=True),
         )
 
