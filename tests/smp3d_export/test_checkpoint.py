@@ -83,6 +83,30 @@ def test_what_tensors_cannot_show_is_said_to_be_assumed(trained, tmp_path: Path)
     assert "default activation" not in notes
 
 
+def notes_of(tmp_path: Path, model: torch.nn.Module, architecture: str, encoder: str) -> str:
+    path = tmp_path / "checkpoint.pth"
+    torch.save(model.state_dict(), path)
+    return "; ".join(load_checkpoint(path, architecture, encoder, {}).notes)
+
+
+def test_what_the_tensors_of_another_architecture_show_is_said(tmp_path: Path) -> None:
+    model = smp.FPN(
+        "efficientnet-b0", encoder_weights=None, encoder_depth=4, decoder_merge_policy="cat", in_channels=1,
+        decoder_pyramid_channels=16, decoder_segmentation_channels=32, aux_params={"classes": 2},
+    )  # fmt: skip
+    notes = notes_of(tmp_path, model, "FPN", "efficientnet-b0")
+    for shown in ("encoder_depth 4", "decoder_pyramid_channels 16", "decoder_merge_policy cat"):
+        assert shown in notes.partition("assumed")[0]
+    for assumed in ("default upsampling", "default activation", "default pooling and activation of aux_params"):
+        assert assumed in notes.partition("assumed")[2]
+    assert "default encoder_depth" not in notes
+
+
+def test_a_depth_that_the_tensors_leave_open_is_said_to_be_assumed(tmp_path: Path) -> None:
+    model = smp.PSPNet("vgg11", encoder_weights=None, encoder_depth=5, psp_out_channels=16, in_channels=1)
+    assert "default encoder_depth" in notes_of(tmp_path, model, "PSPNet", "vgg11").partition("assumed")[2]
+
+
 def mismatch(tmp_path: Path, state, **given) -> str:
     path = tmp_path / "checkpoint.pth"
     torch.save(state, path)
