@@ -15,6 +15,7 @@ from smp3d_export.architectures import ARCHITECTURES, architecture_class
 from smp3d_export.architectures.base import SegmentationModel
 from smp3d_export.encoders import encoder_spec
 from smp3d_export.errors import ShapeError, UsageError
+from smp3d_export.network import randomise_normalisations
 
 SMALLEST = "efficientnet-b0"
 # A total stride of 4, for what has to run.
@@ -203,12 +204,15 @@ def test_mix_vision_transformers_take_any_number_of_channels(name: str, family: 
 def test_a_classification_head_gives_labels_beside_the_masks(name: str) -> None:
     head = {"classes": 4, "pooling": "max", "dropout": 0.5, "activation": "sigmoid"}
     model = create_model(name, SMALLEST, None, 1, 2, aux_params=head, strides=SHALLOW).eval()
-    image = torch.randn(2, 1, *model.least)
+    randomise_normalisations(model)  # with the initial ones everything is about zero
+    size = [2 * least for least in model.least]  # so that the last map has more than one voxel
+    image = torch.randn(2, 1, *size)
     with torch.no_grad():
         masks, labels = model(image)
         last = model.encoder(image)[-1]
+    assert last.std() > 0.01
     linear = model.classification_head.get_submodule("3")  # pyright: ignore
-    assert masks.shape == (2, 2, *model.least)
+    assert masks.shape == (2, 2, *size)
     torch.testing.assert_close(labels, torch.sigmoid(linear(last.amax(dim=(2, 3, 4)))))
 
 
@@ -232,6 +236,7 @@ def test_activations(activation, expected) -> None:
     for chosen in (None, activation):
         torch.manual_seed(0)
         model = create_model("Linknet", SMALLEST, None, 1, 3, encoder_depth=2, activation=chosen)
+        randomise_normalisations(model)
         outputs.append(model.predict(image))
     torch.testing.assert_close(outputs[1], expected(outputs[0]))
 

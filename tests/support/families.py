@@ -35,6 +35,7 @@ def draws_each_weight_once(build: Callable[[], nn.Module]) -> bool:
 
     with Count():
         module = build()
-    parameters = list(module.parameters())
-    weights = [p for p in parameters if p.ndim > 1]
-    return all(drawn[p.data_ptr()] == 1 for p in weights) and drawn.total() <= len(parameters)
+    # What was drawn and thrown away stands at no parameter's place, or at one that was drawn a second time.
+    weights = {p.data_ptr() for p in module.parameters() if p.ndim > 1}
+    places = {p.data_ptr() for p in module.parameters()}
+    return drawn.keys() <= places and set(drawn.values()) == {1} and weights <= drawn.keys()
