@@ -18,6 +18,7 @@ from smp3d_export.architectures.base import SegmentationModel
 from smp3d_export.checkpoint import load_checkpoint
 from smp3d_export.contract import ShapeContract
 from smp3d_export.encoders import encoder_spec
+from smp3d_export.errors import UsageError
 from smp3d_export.request import NetworkRequest, SavedModel, Sizes, Source
 from smp3d_export.runtime.volumes import Volume
 
@@ -95,6 +96,11 @@ def by_name(request: NetworkRequest, shape: Sizes | None = None) -> Network:
     encoder = encoder_spec(request.encoder).name
     check_arguments(architecture_class(architecture), request.arguments)
     if request.checkpoint is not None:
+        if request.arguments.get("encoder_weights") is not None:
+            raise UsageError(
+                f"--encoder-weights {request.arguments['encoder_weights']} would be overwritten by --checkpoint, which "
+                "has the encoder's weights: give one of the two"
+            )
         loaded = load_checkpoint(request.checkpoint, architecture, encoder, request.arguments)
         return Network(
             model=loaded.model.eval(),
