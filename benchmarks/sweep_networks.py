@@ -6,7 +6,7 @@
 
 A network is compared at its smallest shape and at one that was not traced, of another batch and with unequal axes.
 Each runs in a process of its own, whose memory and files are gone when it ends. What is done is a line of JSON in the
-results, so the sweep may be killed at any time and started again.
+results, so the sweep may be killed at any time and started again; a line that is deleted is run again.
 """
 
 from __future__ import annotations
@@ -97,8 +97,7 @@ def main() -> None:
             if pair.name in done and not (arguments.retry and done[pair.name]["status"] == "failed"):
                 continue
             record = stamped(run(pair, arguments), arguments.threads)
-            with arguments.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            append(arguments.results, record)
             done[pair.name] = record
             print(f"{pair.name:34} {verdict(record)}", flush=True)
     arguments.table.write_text(page(done), "utf-8")
@@ -295,6 +294,14 @@ def read(results: Path) -> dict[str, Record]:
     return records
 
 
+def append(results: Path, record: Record) -> None:
+    """Write a record as a line, behind one that was cut off if need be."""
+    with results.open("a+b") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        cut_off = file.read() not in (b"", b"\n")
+        file.write(b"\n" * cut_off + json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
 def verdict(record: Record | None) -> str:
     """The cell of a pair in the table."""
     if record is None:
@@ -318,7 +325,8 @@ def page(records: dict[str, Record]) -> str:
         "to ONNX, and compared in ONNX Runtime with eager PyTorch: at that shape, and at one that was not traced, with",
         "another batch and unequal axes (shapes are N×H×W×D). *Error* is the largest difference at any voxel of the",
         "two, as a part of the output's range; 1e-4 is allowed, and 99.99 % of the labels must agree. *Seconds* are",
-        "those of all of it.",
+        "those of all of it, on a machine that did other work beside. The captured graph is exported as it is, as",
+        "with `--optimise off`.",
         "",
         f"{len(every)} pairs: {counts['agrees']} agree, {counts['refused']} are refused when built, "
         f"{counts['meta']} are only built, {counts['failed']} failed, {counts['not run']} were not run.",
@@ -354,9 +362,10 @@ def table(rows: Iterable[Pair], records: dict[str, Record]) -> list[str]:
     ]
     for pair in rows:
         record = records.get(pair.name)
-        if record is None or "shapes" not in record:
-            cells = ["", "", "", "", ""]
-        else:
+        cells = [""] * 5
+        if record is not None and record["status"] == "meta":
+            cells[0] = f"{record['parameters'] / 1e6:.1f} M"
+        elif record is not None and "shapes" in record:
             further = "".join(f", {name} {value}" for name, value in record["arguments"].items())
             smallest, other = ("×".join(map(str, (n, *sizes))) for n, _, *sizes in record["shapes"])
             seconds = sum(record["seconds"].values())
