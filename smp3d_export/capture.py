@@ -37,7 +37,8 @@ def capture(model: nn.Module, contract: ShapeContract) -> Captured:
     Raises:
         ExportError: the network cannot be captured, or an axis of it turns out not to be dynamic.
     """
-    example = torch.zeros(contract.example())
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    example = torch.zeros(contract.example(), device=device)
     logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
     try:
         with torch.no_grad():

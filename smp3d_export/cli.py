@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -17,10 +18,11 @@ from typer.core import TyperGroup
 
 from smp3d_export import __version__, options, parsing
 from smp3d_export.architectures import architecture_spec
+from smp3d_export.calibration import Calibration
 from smp3d_export.encoders import encoder_spec
-from smp3d_export.errors import Smp3dExportError
+from smp3d_export.errors import Smp3dExportError, UsageError
 from smp3d_export.progress import Reporter
-from smp3d_export.request import NetworkRequest, Request, SavedModel, Source
+from smp3d_export.request import NetworkRequest, OnnxSource, Request, SavedModel, Source
 from smp3d_export.targets import known
 
 MAIN = "export"
@@ -101,7 +103,7 @@ def group(
 EPILOG = """
 [bold]Other jobs[/], each with --help; there are --version and --install-completion too
 
-smp3d-export from DIR: export a model that save_pretrained wrote
+smp3d-export from DIR|FILE.onnx: export what save_pretrained wrote, or make more of an exported ONNX file
 
 smp3d-export list: the architectures, encoders and targets there are
 
@@ -138,17 +140,24 @@ def deliver(
     largest: options.Largest = None,
     static: options.Static = False,
     to: options.To = "onnx",
+    precision: options.PrecisionName = None,
+    keep_fp32: options.KeepFp32 = None,
+    calibration: options.CalibrationFolder = None,
+    gpu: options.Gpu = None,
+    device: options.Device = "cpu",
     output: options.Folder = None,
     opset: options.Opset = 20,
     optimise: options.Optimise = "on",
     sample: options.Sample = None,
     normalize: options.Normalize = None,
+    threads: options.Threads = None,
     no_bench: options.NoBench = False,
     min_speedup: options.MinSpeedup = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
     """Export a network with the options that every export has, print its report, and exit with its code."""
+    normalisation = parsing.normalisation(normalize)
     request = Request(
         network=network,
         shape=parsing.shape("--shape", shape),
@@ -157,7 +166,13 @@ def deliver(
         static=static,
         targets=tuple(dict.fromkeys(known(name.strip()) for name in to.split(","))),
         samples=tuple(sample or ()),
-        normalisation=parsing.normalisation(normalize),
+        normalisation=normalisation,
+        precision=parsing.precision(precision),
+        keep_fp32=tuple(keep_fp32 or ()),
+        calibration=None if calibration is None else Calibration(calibration, normalisation),
+        gpus=parsing.capabilities(gpu),
+        device=parsing.device(device),
+        threads=threads,
         opset=opset,
         optimise=parsing.switch("--optimise", optimise),
         output=output,
@@ -165,10 +180,15 @@ def deliver(
         min_speedup=min_speedup,
     )
     reporter = Reporter(Console(stderr=True))
-    with reporter.working("loading PyTorch"):
-        from smp3d_export.pipeline import run
+    if isinstance(network, OnnxSource):
+        from smp3d_export.from_onnx import run as run_from_onnx
 
-    report = run(request, reporter)
+        report = run_from_onnx(request, network, reporter)
+    else:
+        with reporter.working("loading PyTorch"):
+            from smp3d_export.pipeline import run
+
+        report = run(request, reporter)
     from smp3d_export.report import console, json
 
     reporter.say()
@@ -229,11 +249,17 @@ def export(
 @app.command("from", no_args_is_help=True)
 @reporting
 @exporting
-def export_saved(source: options.Saved, revision: options.Revision = None, seed: options.Seed = 0) -> SavedModel:
+def export_saved(source: options.Saved, revision: options.Revision = None, seed: options.Seed = 0) -> Source:
     """Export a model that save_pretrained wrote, with the shapes that are stored with it unless others are given.
 
-    Example: smp3d-export from runs/best --to onnx
+    From an ONNX file that an export wrote, it makes further artifacts, without PyTorch.
+
+    Examples: smp3d-export from runs/best --to onnx, smp3d-export from unet-resnet34/model.onnx --to trt-rtx
     """
+    if source.lower().endswith(".onnx"):
+        if revision is not None:
+            raise UsageError("--revision is of a repository, not of an ONNX file")
+        return OnnxSource(path=Path(source), seed=seed)
     return SavedModel(source=source, revision=revision, seed=seed)
 
 

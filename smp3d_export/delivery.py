@@ -1,73 +1,92 @@
-"""A captured program -> one target's artifact, whole: exported, described, proved and measured."""
+"""What is exported -> one target's artifact, whole: exported, described, proved and measured. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from smp3d_export import artifact, manifest, runtime, targets, validate
-from smp3d_export.capture import Captured
-from smp3d_export.errors import ParityError, Smp3dExportError, TooSlowError
-from smp3d_export.network import Network
+from smp3d_export.errors import ParityError, Smp3dExportError, TargetUnavailableError, TooSlowError
 from smp3d_export.progress import Reporter
 from smp3d_export.report import Verdict
 from smp3d_export.request import Request
-from smp3d_export.targets import Precision
+from smp3d_export.runtime.stand_in import StandIn
+from smp3d_export.runtime.volumes import Volume
+from smp3d_export.targets import Exported
 from smp3d_export.validators.inputs import volume
 from smp3d_export.validators.parity import Parity, Reference, compare
-from smp3d_export.validators.throughput import Throughput, alternate
+from smp3d_export.validators.throughput import Side, Throughput, alternate
 from smp3d_export.validators.tolerances import tolerance
+
+if TYPE_CHECKING:
+    from smp3d_export.targets import Exportable
+
+
+class Timed(Protocol):
+    """A network, or an artifact: it runs, and may time itself."""
+
+    def seconds(self, image: Volume) -> float | None: ...
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What the artifacts of one export share."""
+    """What the artifacts of one export share.
+
+    `description` is what their manifests say of the network; `baselines` are what they are timed against, the one that
+    they are judged by first.
+    """
 
     request: Request
-    network: Network
-    captured: Captured
+    source: Exportable
+    description: Mapping[str, Any]
     reference: Reference
+    baselines: Mapping[str, Timed]
+    threads: int
     staging: artifact.Staging
     reporter: Reporter
 
-    def of(self, target: str, precision: Precision = Precision.FP32) -> Verdict:
+    def of(self, target: str) -> Verdict:
         """Export to one target; an error of ours ends in its verdict, and what it made is dropped."""
         try:
-            return self._deliver(target, precision)
+            return self._deliver(target)
         except Smp3dExportError as error:
             self.staging.discard(target)
-            return Verdict(target=target, precision=precision, folder=None, error=error)
+            return Verdict(target=target, precision=self.request.options.precision, folder=None, error=error)
 
-    def _deliver(self, target: str, precision: Precision) -> Verdict:
-        module = targets.ready(target, precision)
+    def _deliver(self, target: str) -> Verdict:
+        request, precision = self.request, self.request.options.precision
+        module = targets.ready(target, precision, request.device)
         folder = self.staging.folder(target)
-        description = manifest.describe(self.network, self.captured, self.request, target, precision)
+        description = {"target": target, "precision": str(precision), **self.description}
         started = time.perf_counter()
         with self.reporter.stage(target) as stage:
-            options = replace(self.request.options, precision=precision, metadata=embedded(description))
-            exported = module.export(self.captured, options, folder)
+            options = replace(request.options, metadata=embedded(description))
+            exported = module.export(self.source, options, folder)
             stage.detail = exported.summary
         build_seconds = time.perf_counter() - started
         description |= {**exported.facts, "build_seconds": round(build_seconds, 3)}
-        validate.write_golden(self.network, self.captured.contract, self.request.network.seed, folder)
+        validate.write_golden(self.reference.eager, self.source.contract, request.network.seed, folder)
         artifact.write_manifest(folder, description)
 
-        threads = torch.get_num_threads()
-        runner = runtime.load(folder, threads=threads)
-        parity = self._parity(runner, target, precision)
-        throughput = self._throughput(runner, folder, threads, build_seconds) if self.request.bench else None
+        runner, not_run = self._load(folder)
+        parity = self._parity(runner, exported, target)
+        throughput = None
+        if request.bench and isinstance(runner, runtime.Runner):
+            throughput = self._throughput(runner).with_costs(
+                build_seconds, validate.peak_memory(folder, self.threads, request.device)
+            )
         files = artifact.describe_files(folder)
-        artifact.write_manifest(folder, manifest.complete(description, files, parity, throughput))
-        place = self.request.folder / target if self.staging.several else self.request.folder
-        error = shortfall(parity, throughput, self.request.min_speedup)
+        artifact.write_manifest(folder, manifest.complete(description, files, parity, throughput, not_run))
+        place = request.folder / target if self.staging.several else request.folder
+        error = shortfall(parity, throughput, request.min_speedup)
         if not parity.passed:
             self.staging.set_aside(target)
-            place = artifact.failed_place(self.request.folder) / (target if self.staging.several else "")
+            place = artifact.failed_place(request.folder) / (target if self.staging.several else "")
         return Verdict(
             target=target,
             precision=precision,
@@ -75,28 +94,44 @@ class Delivery:
             files=tuple(sorted([*files, artifact.MANIFEST])),
             parity=parity,
             throughput=throughput,
+            not_run=not_run,
             error=error,
         )
 
-    def _parity(self, runner: runtime.Runner, target: str, precision: Precision) -> Parity:
+    def _load(self, folder: Path) -> tuple[runtime.Runner | None, str | None]:
+        """The artifact's runner, or why it cannot run here."""
+        try:
+            return runtime.load(folder, threads=self.threads, device=self.request.device), None
+        except TargetUnavailableError as error:
+            return None, str(error)
+
+    def _parity(self, runner: runtime.Runner | None, exported: Exported, target: str) -> Parity:
+        """Of the artifact; of the graph that it was made of, where it cannot run here."""
         with self.reporter.stage("parity") as stage:
-            parity = compare(runner, self.reference, tolerance(precision, target), stage.step)
+            bounds = tolerance(self.request.options.precision, target)
+            if runner is not None:
+                parity = compare(runner, self.reference, bounds, stage.step)
+            elif exported.graph is not None:
+                stand_in = StandIn(exported.graph, self.threads)
+                parity = replace(compare(stand_in, self.reference, bounds, stage.step), of="graph")
+            else:
+                parity = Parity((), tuple((case.name, "the artifact cannot") for case in self.reference.cases), bounds)
             compared = len(self.reference.cases) - len(parity.not_run)
-            stage.detail = f"{compared} inputs" + (f", {len(parity.not_run)} not run" if parity.not_run else "")
+            what = " of its graph" if parity.of == "graph" else ""
+            stage.detail = f"{compared} inputs{what}" + (f", {len(parity.not_run)} not run" if parity.not_run else "")
         return parity
 
-    def _throughput(self, runner: runtime.Runner, folder: Path, threads: int, build_seconds: float) -> Throughput:
-        shape = self.captured.contract.opt
+    def _throughput(self, runner: runtime.Runner) -> Throughput:
+        shape = self.source.contract.opt
         image = volume(shape, self.request.network.seed)
         with self.reporter.stage("speed") as stage:
-            throughput = alternate(
-                lambda: self.network(image), lambda: runner(image), shape, threads=threads, step=stage.step
-            )
+            sides: dict[str, Side] = {name: partial(side.seconds, image) for name, side in self.baselines.items()}
+            throughput = alternate(sides, partial(runner.seconds, image), shape, threads=self.threads, step=stage.step)
             stage.detail = f"{throughput.rounds} alternating rounds"
-        return throughput.with_costs(build_seconds, validate.peak_memory(folder, threads))
+        return throughput
 
 
-def embedded(description: dict[str, Any]) -> dict[str, str]:
+def embedded(description: Mapping[str, Any]) -> dict[str, str]:
     """The manifest's description as an ONNX file carries it: text under names of ours."""
     return {f"smp3d-export.{name}": json.dumps(value, ensure_ascii=False) for name, value in description.items()}
 
@@ -104,12 +139,9 @@ def embedded(description: dict[str, Any]) -> dict[str, str]:
 def shortfall(parity: Parity, throughput: Throughput | None, min_speedup: float | None) -> Smp3dExportError | None:
     """What the verdict falls short of: parity before speed."""
     if not parity.passed:
-        worst = max(parity.measurements, key=lambda m: (not m.passed, m.relative))
-        labels = "" if worst.labels is None else f" and {worst.labels:.4%} of the labels equal"
-        return ParityError(
-            f"{worst.output} differs from eager by {worst.relative:.1e} of its range{labels} at the {worst.case} shape "
-            f"{worst.shape}; allowed are {parity.tolerance.relative:.0e} and {parity.tolerance.labels:.2%}"
-        )
+        return ParityError(parity.shortfall())
     if min_speedup is not None and throughput is not None and throughput.speedup < min_speedup:
-        return TooSlowError(f"{throughput.speedup:.2f} times as fast as eager; --min-speedup asks for {min_speedup:g}")
+        return TooSlowError(
+            f"{throughput.speedup:.2f} times as fast as {throughput.against}; --min-speedup asks for {min_speedup:g}"
+        )
     return None

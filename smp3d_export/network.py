@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,17 @@ from smp3d_export.architectures.base import SegmentationModel
 from smp3d_export.checkpoint import load_checkpoint
 from smp3d_export.contract import ShapeContract
 from smp3d_export.encoders import encoder_spec
-from smp3d_export.errors import UsageError
-from smp3d_export.request import NetworkRequest, SavedModel, Sizes, Source
+from smp3d_export.errors import TargetUnavailableError, UsageError
+from smp3d_export.request import NetworkRequest, SavedModel, Sizes
 from smp3d_export.runtime.volumes import Volume
+from smp3d_export.targets import Precision
 
 NORMALISATIONS = (nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
 class Network:
-    """An eager model in eval mode on the CPU.
+    """An eager model in eval mode.
 
     `arguments` are those it was built with; `weights` says where its weights come from; `notes` are what a user should
     know of how it was built (what a checkpoint could not show, for one); `contract` is that which is saved with it.
@@ -40,6 +42,21 @@ class Network:
     weights: str
     notes: tuple[str, ...] = ()
     contract: ShapeContract | None = None
+    device: str = "cpu"
+
+    def to(self, device: str) -> Network:
+        """The network on a device; on a GPU without TF32, which would round what artifacts are compared with.
+
+        Raises:
+            TargetUnavailableError: there is no such device.
+        """
+        if device == "cpu":
+            return self
+        if not torch.cuda.is_available() or torch.device(device).index not in (None, *range(torch.cuda.device_count())):
+            seen = f"{torch.cuda.device_count() or 'no'} GPU"
+            raise TargetUnavailableError(f"--device is {device}, but PyTorch sees {seen} here: give --device cpu")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        return replace(self, model=self.model.to(device), device=device)
 
     @property
     def name(self) -> str:
@@ -61,9 +78,34 @@ class Network:
     def __call__(self, image: Volume) -> dict[str, np.ndarray]:
         """Run eagerly: (N, C, H, W, D) to the outputs by name."""
         with torch.inference_mode():
-            outputs = self.model(torch.from_numpy(image))
+            outputs = self.model(torch.from_numpy(image).to(self.device))
         named = zip(("masks", "labels"), outputs if isinstance(outputs, tuple) else (outputs,), strict=False)
-        return {name: output.numpy() for name, output in named}
+        return {name: output.cpu().numpy() for name, output in named}
+
+    def seconds(self, image: Volume, dtype: torch.dtype | None = None) -> float:
+        """Run eagerly and say how long it took, by CUDA events on a GPU; under autocast to `dtype` if one is given."""
+        placed = torch.from_numpy(image).to(self.device)
+        kind = torch.device(self.device).type
+        with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype is not None):
+            if kind == "cuda":
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                self.model(placed)
+                end.record()
+                end.synchronize()
+                return start.elapsed_time(end) / 1e3
+            started = time.perf_counter()
+            self.model(placed)
+            return time.perf_counter() - started
+
+    def baselines(self, precision: Precision) -> dict[str, Eager]:
+        """What an artifact of a precision is timed against: eager in fp32, and in the same precision if it has that."""
+        sides = {"eager": Eager(self)}
+        dtype = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(precision)
+        # Half precision has no fast kernels on most CPUs: a round would take minutes.
+        if dtype is not None and (dtype is torch.bfloat16 or self.device != "cpu"):
+            sides[f"eager under {precision} autocast"] = Eager(self, dtype)
+        return sides
 
     @cached_property
     def sha256(self) -> str:
@@ -71,18 +113,29 @@ class Network:
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-            digest.update(memoryview(tensor.contiguous().numpy()).cast("B") if tensor.numel() else b"")
+            digest.update(memoryview(tensor.cpu().contiguous().numpy()).cast("B") if tensor.numel() else b"")
         return digest.hexdigest()
 
 
-def build(source: Source, shape: Sizes | None = None) -> Network:
+@dataclass(frozen=True)
+class Eager:
+    """A network to be timed, under autocast to `dtype` if one is given."""
+
+    network: Network
+    dtype: torch.dtype | None = None
+
+    def seconds(self, image: Volume) -> float:
+        return self.network.seconds(image, self.dtype)
+
+
+def build(source: NetworkRequest | SavedModel, shape: Sizes | None = None) -> Network:
     """The network that is asked for.
 
     Raises:
         UsageError: there is no such network, or its arguments do not go together.
         CheckpointError: its weights cannot be read or belong to another network.
     """
-    return by_name(source, shape) if isinstance(source, NetworkRequest) else from_saved(source)
+    return from_saved(source) if isinstance(source, SavedModel) else by_name(source, shape)
 
 
 def by_name(request: NetworkRequest, shape: Sizes | None = None) -> Network:

@@ -11,7 +11,7 @@ import typer
 from smp3d_export.architectures import ARCHITECTURES
 from smp3d_export.encoders import ENCODERS
 from smp3d_export.listing import KINDS
-from smp3d_export.targets import TARGETS
+from smp3d_export.targets import TARGETS, Precision
 
 NETWORK, WEIGHTS, SHAPES, EXPORT, PROOF, OUTPUT = "Network", "Weights", "Shapes", "Artifact", "Proof", "Output"
 
@@ -78,7 +78,8 @@ EncoderWeights = Annotated[
 Saved = Annotated[
     str,
     typer.Argument(
-        metavar="DIR", help="A folder that save_pretrained wrote, or OWNER/NAME of a repository of the hub."
+        metavar="DIR|FILE.onnx",
+        help="A folder that save_pretrained wrote, OWNER/NAME of a repository of the hub, or an exported ONNX file.",
     ),
 ]
 Revision = Annotated[
@@ -107,6 +108,38 @@ Static = Annotated[bool, typer.Option("--static", rich_help_panel=SHAPES, help="
 To = Annotated[
     str,
     typer.Option(metavar="TARGET,...", rich_help_panel=EXPORT, help="Targets.", autocompletion=complete_from(TARGETS)),
+]
+PrecisionName = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        rich_help_panel=EXPORT,
+        help="fp32, tf32, fp16, bf16 or int8. [dim]Default: fp32, or the ONNX file's[/]",
+        autocompletion=complete_from(Precision),
+    ),
+]
+KeepFp32 = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        rich_help_panel=EXPORT,
+        help="Layers or operators to keep in fp32: 'decoder.*', softmax. May be repeated.",
+    ),
+]
+CalibrationFolder = Annotated[
+    Path | None,
+    typer.Option("--calibration", metavar="DIR", rich_help_panel=EXPORT, help="Volumes that int8 is calibrated on."),
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(metavar="CC,...", rich_help_panel=EXPORT, help="Compute capabilities an engine is for: 8.6,8.9"),
+]
+Device = Annotated[
+    str, typer.Option(metavar="cpu|cuda[:N]", rich_help_panel=EXPORT, help="Where to capture, compare and measure.")
+]
+Threads = Annotated[
+    int | None, typer.Option(rich_help_panel=PROOF, help="To run on. [dim]Default: all cores[/]", min=1)
 ]
 Folder = Annotated[
     Path | None,

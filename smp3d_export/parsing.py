@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from smp3d_export.errors import UsageError
+from smp3d_export.errors import UsageError, unknown
 from smp3d_export.runtime.volumes import Normalisation
+from smp3d_export.targets import Precision
 
 
 def numbers(option: str, text: str, example: str) -> tuple[int, ...]:
@@ -88,6 +89,35 @@ def values(text: str) -> Any:
     if not items:
         return value(last)
     return tuple(value(item) for item in (*items, last) if item.strip())
+
+
+def precision(text: str | None) -> Precision | None:
+    """A precision by its name."""
+    if text is None:
+        return None
+    if text not in list(Precision):
+        raise unknown("precision", text, Precision, ", ".join(Precision))
+    return Precision(text)
+
+
+def device(text: str) -> str:
+    """`cpu`, `cuda` or `cuda:N`."""
+    kind, colon, number = text.partition(":")
+    if text != "cpu" and (kind != "cuda" or (colon and not number.isdigit())):
+        raise UsageError(f"--device is {text!r}; it is cpu, cuda or cuda:N")
+    return text
+
+
+def capabilities(text: str | None) -> tuple[str, ...]:
+    """`8.6,8.9` to compute capabilities."""
+    if text is None:
+        return ()
+    parts = tuple(part.strip() for part in text.split(","))
+    for part in parts:
+        major, dot, minor = part.partition(".")
+        if not (dot and major.isdigit() and minor.isdigit()):
+            raise UsageError(f"--gpu is {text!r}; it takes compute capabilities, for example 8.6,8.9")
+    return parts
 
 
 def switch(option: str, text: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from smp3d_export import artifact, targets
-from smp3d_export.capture import capture
+import torch
+
+from smp3d_export import artifact, hardware, manifest, targets
+from smp3d_export.capture import activation_bytes, capture
 from smp3d_export.contract import ShapeContract
 from smp3d_export.delivery import Delivery
 from smp3d_export.errors import ShapeError
@@ -11,7 +13,7 @@ from smp3d_export.network import Network, build
 from smp3d_export.optimise import optimise
 from smp3d_export.progress import Reporter
 from smp3d_export.report import Report
-from smp3d_export.request import Request
+from smp3d_export.request import OnnxSource, Request
 from smp3d_export.validate import read_samples, reference_for
 
 LEAST_DEFAULT = 64
@@ -28,11 +30,12 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
         ExportError: the network cannot be captured.
     """
     reporter = reporter or Reporter()
-    for target in request.targets:
-        targets.find(target).check(request.options)
-    targets.require_one(request.targets)
+    targets.check(request.targets, request.options)
     artifact.check_replaceable(request.folder)
-    network = build(request.network, request.shape)
+    assert not isinstance(request.network, OnnxSource)
+    threads = request.threads or hardware.cores()
+    torch.set_num_threads(threads)
+    network = build(request.network, request.shape).to(request.device)
     contract = contract_for(network, request)
     samples = read_samples(request.samples, request.normalisation, contract)
     introduce(network, contract, reporter)
@@ -40,12 +43,21 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
         with reporter.stage("capture") as stage:
             captured = capture(network.model, contract)
             stage.detail = f"dynamic {', '.join(axis.name for axis in contract.dynamic) or 'nothing'}"
+        reference = reference_for(
+            network,
+            contract,
+            samples,
+            request,
+            activations=activation_bytes(captured),
+            label_threshold=network.label_threshold,
+        )
         if request.optimise:
             with reporter.stage("optimise") as stage:
                 optimised = optimise(captured)
                 captured, stage.detail = optimised.captured, str(optimised)
-        reference = reference_for(network, captured, samples, request)
-        delivery = Delivery(request, network, captured, reference, staging, reporter)
+        description = manifest.describe(network, captured, request)
+        baselines = network.baselines(request.options.precision)
+        delivery = Delivery(request, captured, description, reference, baselines, threads, staging, reporter)
         verdicts = tuple(delivery.of(target) for target in request.targets)
     return Report(network=network.name, verdicts=verdicts)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from smp3d_export.calibration import Calibration
 from smp3d_export.runtime.volumes import Normalisation
-from smp3d_export.targets import Options
+from smp3d_export.targets import Options, Precision
 
 Sizes = tuple[int, ...]
 
@@ -46,13 +47,26 @@ class SavedModel:
         return f"{Path(self.source).resolve().name}-export"
 
 
-Source = NetworkRequest | SavedModel
+@dataclass(frozen=True, kw_only=True)
+class OnnxSource:
+    """An ONNX file that an export wrote, to make further artifacts of, without torch."""
+
+    path: Path
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"{self.path.resolve().parent.name}-{self.path.stem}"
+
+
+Source = NetworkRequest | SavedModel | OnnxSource
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One export. `shape`, `min` and `max` are (N, C, H, W, D); they default to the contract that is saved with the
-    network, if one is, and else as `ShapeContract.of` has it.
+    network, if one is, and else as `ShapeContract.of` has it. `precision` defaults to that of an ONNX file, and else to
+    fp32. `threads` is how many the artifact and the network run on; all of the machine's cores where it is None.
     """
 
     network: Source
@@ -63,6 +77,12 @@ class Request:
     targets: tuple[str, ...] = ("onnx",)
     samples: tuple[Path, ...] = ()
     normalisation: Normalisation | None = None
+    precision: Precision | None = None
+    keep_fp32: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    gpus: tuple[str, ...] = ()
+    device: str = "cpu"
+    threads: int | None = None
     opset: int = 20
     optimise: bool = True
     output: Path | None = None
@@ -72,7 +92,18 @@ class Request:
     @property
     def options(self) -> Options:
         """What every target is asked for."""
-        return Options(opset=self.opset)
+        return Options(
+            precision=self.precision or Precision.FP32,
+            opset=self.opset,
+            keep_fp32=self.keep_fp32,
+            calibration=self.calibration,
+            gpus=self.gpus,
+            device=self.device,
+        )
+
+    def with_precision(self, default: Precision) -> Request:
+        """The same with a precision, if it has none."""
+        return self if self.precision is not None else replace(self, precision=default)
 
     @property
     def folder(self) -> Path:

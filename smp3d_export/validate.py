@@ -1,4 +1,7 @@
-"""What an artifact is put to: the cases of its parity, its golden input, and its memory in a process of its own."""
+"""What an artifact is put to: the cases of its parity, its golden input, and its memory in a process of its own.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from smp3d_export.artifact import GOLDEN
-from smp3d_export.capture import Captured, activation_bytes
 from smp3d_export.contract import ShapeContract
 from smp3d_export.hardware import available_memory
-from smp3d_export.network import Network
 from smp3d_export.request import Request
 from smp3d_export.runtime.volumes import Normalisation, Volume, crop_to, read_volume
 from smp3d_export.validators.inputs import volume
@@ -27,16 +28,23 @@ from smp3d_export.validators.parity import Case, Reference, Run
 WORKSPACE = 1.5
 
 
-def reference_for(network: Network, captured: Captured, samples: Mapping[str, Volume], request: Request) -> Reference:
+def reference_for(
+    eager: Run,
+    contract: ShapeContract,
+    samples: Mapping[str, Volume],
+    request: Request,
+    *,
+    activations: int,
+    label_threshold: float,
+) -> Reference:
     """The eager network with the inputs to compare on: seeded volumes at the contract's shapes, and the user's samples.
 
-    A shape whose activations would not fit into the memory of this machine is not run, and says so.
+    A shape whose activations would not fit into the memory of this machine is not run, and says so; `activations` is
+    how many bytes they take at the optimum.
     """
-    contract = captured.contract
-    at_optimum = activation_bytes(captured)
     cases = []
     for name, shape in contract.parity_shapes().items():
-        need = WORKSPACE * at_optimum * prod(shape) / prod(contract.opt)
+        need = WORKSPACE * activations * prod(shape) / prod(contract.opt)
         free = available_memory()
         skip = None
         if free is not None and need > free:
@@ -45,7 +53,7 @@ def reference_for(network: Network, captured: Captured, samples: Mapping[str, Vo
     for name, sample in samples.items():
         cases.append(Case(name, sample.shape, partial(np.copy, sample)))
     several = len(request.targets) > 1
-    return Reference(network, cases, label_threshold=network.label_threshold, keep=several)
+    return Reference(eager, cases, label_threshold=label_threshold, keep=several)
 
 
 def read_samples(
@@ -73,9 +81,9 @@ def write_golden(eager: Run, contract: ShapeContract, seed: int, folder: Path) -
     np.savez_compressed(folder / GOLDEN, allow_pickle=False, image=image, **eager(image))
 
 
-def peak_memory(folder: Path, threads: int) -> int | None:
+def peak_memory(folder: Path, threads: int, device: str) -> int | None:
     """Bytes that a process has in memory at its peak when it loads and runs the artifact alone; None if it failed."""
-    command = [sys.executable, "-m", "smp3d_export.runtime", os.fspath(folder.absolute()), str(threads)]
+    command = [sys.executable, "-m", "smp3d_export.runtime", os.fspath(folder.absolute()), str(threads), device]
     # Not from the working directory: a folder there may have the name of a module.
     done = subprocess.run([*command[:1], "-P", *command[1:]], capture_output=True, text=True, check=False)
     try:

@@ -50,11 +50,15 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Parity:
-    """The verdict: it passed where every measurement did, and at least one was made."""
+    """The verdict: it passed where every measurement did, and at least one was made.
+
+    `of` is what was compared: the `artifact`, or the ONNX `graph` that it was made of, where it cannot run here.
+    """
 
     measurements: tuple[Measurement, ...]
     not_run: tuple[tuple[str, str], ...]
     tolerance: Tolerance
+    of: str = "artifact"
 
     @property
     def passed(self) -> bool:
@@ -70,9 +74,21 @@ class Parity:
         """The worst agreement of labels."""
         return min((m.labels for m in self.measurements if m.labels is not None), default=None)
 
+    def shortfall(self) -> str:
+        """What it fails by, in a line."""
+        if not self.measurements:
+            return "nothing could be compared"
+        worst = max(self.measurements, key=lambda m: (not m.passed, m.relative))
+        labels = "" if worst.labels is None else f" and {worst.labels:.4%} of the labels equal"
+        return (
+            f"{worst.output} differs from eager by {worst.relative:.1e} of its range{labels} at the {worst.case} shape "
+            f"{worst.shape}; allowed are {self.tolerance}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "passed": self.passed,
+            "of": self.of,
             "relative": finite(self.relative),
             "labels": self.labels,
             "tolerance": asdict(self.tolerance),
@@ -154,7 +170,7 @@ def measure(
         relative=relative,
         labels=labels,
         dice=dice,
-        passed=relative <= tolerance.relative and (labels is None or labels >= tolerance.labels),
+        passed=tolerance.admits(relative, labels, dice),
     )
 
 

@@ -1,9 +1,9 @@
-"""Throughput: an artifact and the eager network in alternating rounds, in one process."""
+"""Throughput: an artifact and what it is measured against in alternating rounds, in one process."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,9 @@ MOST_ROUNDS = 15
 SECONDS = 15.0
 
 RESAMPLES = 2000
+
+Side = Callable[[], "float | None"]
+"""Runs once. It returns the seconds that it took where it has a better clock than the wall's, else None."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,16 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """How many times faster the artifact is: the ratio of medians with its 95 % bootstrap interval."""
+
+    speedup: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Throughput:
-    """Both sides, and how many times faster the artifact is: the ratio of medians with its 95 % bootstrap interval.
+    """The artifact, and what it was measured against by name; the first of them is what it is judged by.
 
     `peak_memory` is that of a process that loads and runs the artifact alone, in bytes; `build_seconds` what making it
     took. Either is None where it was not measured.
@@ -40,49 +51,77 @@ class Throughput:
     shape: tuple[int, ...]
     rounds: int
     threads: int
-    eager: Timing
     artifact: Timing
-    speedup: float
-    interval: tuple[float, float]
+    baselines: Mapping[str, Timing]
+    ratios: Mapping[str, Ratio]
     build_seconds: float | None = None
     peak_memory: int | None = None
+
+    @property
+    def against(self) -> str:
+        """The name of what it is judged by."""
+        return next(iter(self.baselines))
+
+    @property
+    def baseline(self) -> Timing:
+        return self.baselines[self.against]
+
+    @property
+    def speedup(self) -> float:
+        return self.ratios[self.against].speedup
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.ratios[self.against].interval
 
     def with_costs(self, build_seconds: float, peak_memory: int | None) -> Throughput:
         return replace(self, build_seconds=build_seconds, peak_memory=peak_memory)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"against": self.against, "speedup": self.speedup, "interval": self.interval}
 
 
 def alternate(
-    eager: Callable[[], object],
-    artifact: Callable[[], object],
+    baselines: Mapping[str, Side],
+    artifact: Side,
     shape: Sequence[int],
     *,
     threads: int,
     clock: Callable[[], float] = time.perf_counter,
     step: Callable[[int, int, str], None] = lambda done, total, what: None,
+    least: int = LEAST_ROUNDS,
+    most: int = MOST_ROUNDS,
+    budget: float = SECONDS,
 ) -> Throughput:
-    """Time both in turn, the order changing every round, so that a drifting machine bears on both alike."""
-    sides = (eager, artifact)
+    """Time all in turn, the order changing every round, so that a drifting machine bears on all alike.
 
-    def timed(side: Callable[[], object]) -> float:
+    There are at least `least` rounds, and at most `most` or as many as `budget` seconds allow.
+    """
+    sides = (*baselines.values(), artifact)
+
+    def timed(side: Side) -> float:
         start = clock()
-        side()
-        return clock() - start
+        own = side()
+        return clock() - start if own is None else own
 
     first = [timed(side) for side in sides]
-    seconds: tuple[list[float], list[float]] = ([], [])
+    seconds: list[list[float]] = [[] for _ in sides]
     started = clock()
-    while len(seconds[0]) < LEAST_ROUNDS or (len(seconds[0]) < MOST_ROUNDS and clock() - started < SECONDS):
-        step(len(seconds[0]), MOST_ROUNDS, "")
-        order = (0, 1) if len(seconds[0]) % 2 == 0 else (1, 0)
-        for side in order:
-            seconds[side].append(timed(sides[side]))
-    speedup, interval = ratio(*seconds)
+    while len(seconds[0]) < least or (len(seconds[0]) < most and clock() - started < budget):
+        done = len(seconds[0])
+        step(done, most, "")
+        for number in range(len(sides)) if done % 2 == 0 else reversed(range(len(sides))):
+            seconds[number].append(timed(sides[number]))
     voxels = int(np.prod([shape[0], *shape[2:]]))
     timings = [timing(warm, times, voxels) for warm, times in zip(first, seconds, strict=True)]
-    return Throughput(tuple(shape), len(seconds[0]), threads, timings[0], timings[1], speedup, interval)
+    return Throughput(
+        shape=tuple(shape),
+        rounds=len(seconds[0]),
+        threads=threads,
+        artifact=timings[-1],
+        baselines=dict(zip(baselines, timings, strict=False)),
+        ratios={name: ratio(times, seconds[-1]) for name, times in zip(baselines, seconds, strict=False)},
+    )
 
 
 def timing(first: float, seconds: Sequence[float], voxels: int) -> Timing:
@@ -90,12 +129,12 @@ def timing(first: float, seconds: Sequence[float], voxels: int) -> Timing:
     return Timing(first, p50, p90, p99, voxels / p50)
 
 
-def ratio(eager: Sequence[float], artifact: Sequence[float]) -> tuple[float, tuple[float, float]]:
+def ratio(baseline: Sequence[float], artifact: Sequence[float]) -> Ratio:
     """The ratio of medians with its 95 % interval, by resampling whole rounds: their two sides belong together."""
-    pairs: NDArray[np.float64] = np.array([eager, artifact])
+    pairs: NDArray[np.float64] = np.array([baseline, artifact])
     rng = np.random.default_rng(0)
     drawn = pairs[:, rng.integers(0, pairs.shape[1], (RESAMPLES, pairs.shape[1]))]
     medians = np.median(drawn, axis=2)
     low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
     middle = np.median(pairs, axis=1)
-    return float(middle[0] / middle[1]), (float(low), float(high))
+    return Ratio(float(middle[0] / middle[1]), (float(low), float(high)))

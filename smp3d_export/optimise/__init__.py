@@ -77,13 +77,13 @@ class Sizes(Interpreter):
 def note_largest_sizes(module: GraphModule, largest: Shape) -> None:
     """Note on every node the sizes of its value at the contract's maximum."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        Sizes(module, graph=module.graph).run(torch.empty(largest))
+        Sizes(module, graph=module.graph).run(torch.empty(largest, device=device_of(module)))
 
 
 def gflop(module: GraphModule, shape: Shape) -> float:
     """Billions of operations of convolutions and matrix products, counting multiplications and additions."""
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-        Interpreter(module, graph=module.graph).run(torch.empty(shape))
+        Interpreter(module, graph=module.graph).run(torch.empty(shape, device=device_of(module)))
     return counter.get_total_flops() / 1e9
 
 
@@ -91,11 +91,15 @@ def agrees(module: nn.Module, captured: Captured) -> bool:
     """Whether a rewritten module gives what the program gives, on a seeded input."""
     # The captured shape is never run otherwise, and may be eight times as large as any that has to fit into memory.
     shape = min(captured.contract.example(), captured.contract.opt, key=prod)
-    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device_of(module))
     with torch.inference_mode():
         expected, found = (run(image) for run in (captured.program.module(check_guards=False), module))
     pairs = zip(*(outputs if isinstance(outputs, tuple) else (outputs,) for outputs in (expected, found)), strict=True)
     return all(float((a - b).abs().max()) <= AGREEMENT * scale(a) for a, b in pairs)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def scale(output: Tensor) -> float:

@@ -19,7 +19,8 @@ class Verdict:
     """What one target came to.
 
     `parity` and `throughput` are None where the export did not come so far, or was asked not to. `error` is why it
-    failed; an artifact that is only too slow is kept all the same.
+    failed; an artifact that is only too slow is kept all the same. `not_run` is why the artifact cannot run here: its
+    parity is then that of the graph it was made of.
     """
 
     target: str
@@ -28,6 +29,7 @@ class Verdict:
     files: tuple[str, ...] = ()
     parity: Parity | None = None
     throughput: Throughput | None = None
+    not_run: str | None = None
     error: Smp3dExportError | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -35,6 +37,8 @@ class Verdict:
             "target": self.target,
             "precision": self.precision,
             "artifact": None if self.folder is None else str(self.folder),
+            "run": "not run" if self.not_run is not None or self.folder is None else "here",
+            "not_run": self.not_run,
             "parity": self.parity.to_dict() if self.parity else "not run",
             "throughput": self.throughput.to_dict() if self.throughput else "not run",
             "error": None if self.error is None else str(self.error),

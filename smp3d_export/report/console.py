@@ -18,13 +18,21 @@ def show(report: Report, console: Console) -> None:
     table.add_column("  target")
     table.add_column("precision")
     table.add_column("largest error", justify="right")
-    for heading in ("labels", "eager", "here"):
+    baseline = next((verdict.throughput.against for verdict in report.verdicts if verdict.throughput), "eager")
+    for heading in ("labels", baseline, "here"):
         table.add_column(heading, justify="right")
     table.add_column("speed-up")
     for verdict in report.verdicts:
         table.add_row(*row(verdict))
     console.print(table)
     for verdict in report.verdicts:
+        if verdict.not_run is not None:
+            graph = ""
+            if verdict.parity is not None and verdict.parity.measurements:
+                sign = "agrees" if verdict.parity.passed else "does not agree"
+                graph = f"; its graph {sign} in ONNX Runtime"
+            why = f"  {verdict.target}: {NOT_RUN}, for {verdict.not_run}{graph}"
+            console.print(why, style="yellow", markup=False, highlight=False)
         for case, reason in verdict.parity.not_run if verdict.parity else ():
             console.print(f"  parity at the {case} shape: {NOT_RUN}, for {reason}", style="yellow", highlight=False)
         if verdict.error is not None:
@@ -42,7 +50,8 @@ def row(verdict: Verdict) -> tuple[str, ...]:
     if parity is None:
         cells += [NOT_RUN, NOT_RUN]
     else:
-        error = f"{parity.relative:.0e} of {parity.tolerance.relative:.0e}"
+        bound = parity.tolerance.relative
+        error = f"{parity.relative:.0e}" + (f" of {bound:.0e}" if bound is not None else "")
         cells += [f"[{'green' if parity.passed else 'red'}]{error}[/]", percent(parity.labels)]
     if throughput is None:
         return (*cells, NOT_RUN, NOT_RUN, NOT_RUN)
@@ -50,7 +59,7 @@ def row(verdict: Verdict) -> tuple[str, ...]:
     colour = "green" if throughput.speedup >= 1 else "red"
     slower = " slower" if throughput.speedup < 1 else ""
     speed = f"[{colour}]{throughput.speedup:.3g}×[/] {low:.3g}–{high:.3g}{slower}"
-    return (*cells, milliseconds(throughput.eager.p50), milliseconds(throughput.artifact.p50), speed)
+    return (*cells, milliseconds(throughput.baseline.p50), milliseconds(throughput.artifact.p50), speed)
 
 
 def percent(part: float | None) -> str:

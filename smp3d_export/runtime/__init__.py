@@ -17,7 +17,10 @@ from smp3d_export.runtime.volumes import Volume
 Outputs = dict[str, np.ndarray]
 
 # Target -> the module whose class `Runner` runs it.
-RUNNERS = {name: f"smp3d_export.runtime.{name}" for name in ("onnx", "openvino")}
+RUNNERS = {
+    "onnx": "smp3d_export.runtime.onnx",
+    "openvino": "smp3d_export.runtime.openvino",
+}
 
 
 class Runner(abc.ABC):
@@ -27,9 +30,14 @@ class Runner(abc.ABC):
         folder: the artifact's.
         manifest: its description.
         threads: how many to use; what the backend chooses where it is None.
+        device: `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UsageError: the files are not what the manifest says.
+        TargetUnavailableError: this machine lacks what it takes to run them.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None, device: str = "cpu") -> None:
         self.contract = ShapeContract.from_dict(manifest["contract"])
 
     def __call__(self, image: Volume) -> Outputs:
@@ -45,16 +53,21 @@ class Runner(abc.ABC):
     def run(self, image: Volume) -> Outputs:
         """Run on an image that the contract admits."""
 
+    def seconds(self, image: Volume) -> float | None:
+        """Run and say how long it took, where the backend has a better clock than the wall's; else None, having run."""
+        self(image)
 
-def load(folder: str | Path, *, threads: int | None = None) -> Runner:
+
+def load(folder: str | Path, *, threads: int | None = None, device: str = "cpu") -> Runner:
     """Load an artifact.
 
     Raises:
-        UsageError: the folder holds none, or its target cannot be run.
+        UsageError: the folder holds none, or its files are not what the manifest says.
+        TargetUnavailableError: this machine lacks what it takes to run it.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     target = manifest.get("target")
     if target not in RUNNERS:
         raise UsageError(f"{str(folder)!r} is for the target {target!r}, which cannot be run here")
-    return importlib.import_module(RUNNERS[target]).Runner(folder, manifest, threads)
+    return importlib.import_module(RUNNERS[target]).Runner(folder, manifest, threads, device)

@@ -19,8 +19,8 @@ PRECISION_HINTS = {"fp32": "f32"}
 class Runner(runtime.Runner):
     """A compiled `model.xml`."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None) -> None:
-        super().__init__(folder, manifest, threads)
+    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None, device: str = "cpu") -> None:
+        super().__init__(folder, manifest, threads, device)
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": PRECISION_HINTS[manifest["precision"]],

@@ -10,10 +10,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from smp3d_export.errors import TargetUnavailableError, unknown
+from smp3d_export.errors import TargetUnavailableError, UsageError, unknown
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from smp3d_export.calibration import Calibration
     from smp3d_export.capture import Captured
+    from smp3d_export.onnx_file import OnnxFile
+
+    Exportable = Captured | OnnxFile
 
 
 class Precision(StrEnum):
@@ -43,36 +49,56 @@ class Support:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a target is asked for. `metadata` is written into the file where its format has a place for it."""
+    """What a target is asked for.
+
+    `keep_fp32` are patterns of layers and operators that stay in fp32 where the rest is lowered. `calibration` has the
+    volumes that int8 is calibrated on. `gpus` are compute capabilities, such as `8.6`, to build an engine for; none is
+    what the builder defaults to. `metadata` is written into the file where its format has a place for it.
+    """
 
     precision: Precision = Precision.FP32
     opset: int = 20
+    keep_fp32: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    gpus: tuple[str, ...] = ()
+    device: str = "cpu"
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What a target made: a line for the user, and what the manifest says of it."""
+    """What a target made: a line for the user, and what the manifest says of it.
+
+    `graph` is the ONNX graph that it was made of, which is compared where the artifact itself cannot run.
+    """
 
     summary: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    graph: ModelProto | None = None
 
 
 class Target(Protocol):
-    """What a target's module has. Its runner is in `runtime`."""
+    """What a target's module has. Its runner is in `runtime`.
+
+    `from_onnx` says that it works from the ONNX graph alone, so that it can be made of an ONNX file too, without torch.
+    """
 
     name: str
     suffix: str
+    from_onnx: bool
 
     def support(self, precision: Precision, device: str) -> Support: ...
 
     def check(self, options: Options) -> None:
         """Refuse options that the target does not have, before any work is done, by a `UsageError`."""
 
-    def export(self, captured: Captured, options: Options, folder: Path) -> Exported: ...
+    def export(self, source: Exportable, options: Options, folder: Path) -> Exported: ...
 
 
-TARGETS: Mapping[str, str] = MappingProxyType({name: f"smp3d_export.targets.{name}" for name in ("onnx", "openvino")})
+NAMES = ("onnx", "openvino")
+TARGETS: Mapping[str, str] = MappingProxyType(
+    {name: f"smp3d_export.targets.{name.replace('-', '_')}" for name in NAMES}
+)
 
 
 def known(name: str) -> str:
@@ -109,13 +135,24 @@ def ready(name: str, precision: Precision = Precision.FP32, device: str = "cpu")
     return target
 
 
-def require_one(names: Sequence[str], precision: Precision = Precision.FP32, device: str = "cpu") -> None:
-    """Refuse, before any work is done, targets of which none can be exported to here.
+def check(names: Sequence[str], options: Options) -> None:
+    """Refuse, before any work is done, options that a target does not have, and targets of which none is ready here.
 
     Raises:
-        TargetUnavailableError: for the first of them.
+        UsageError: an option is wrong.
+        TargetUnavailableError: for the first of the targets.
     """
+    if options.precision is Precision.INT8:
+        if options.calibration is None:
+            raise UsageError(
+                "int8 takes its ranges from volumes like those it will see: give a folder of some by --calibration"
+            )
+        options.calibration.files()
+    elif options.calibration is not None:
+        raise UsageError(f"--calibration is for --precision int8, not for {options.precision}")
+    if options.keep_fp32 and options.precision is Precision.FP32:
+        raise UsageError("--keep-fp32 is for --precision fp16 or bf16: in fp32 everything is kept")
     for name in names:
-        if find(name).support(precision, device).ready:
-            return
-    ready(names[0], precision, device)
+        find(name).check(options)
+    if not any(find(name).support(options.precision, options.device).ready for name in names):
+        ready(names[0], options.precision, options.device)

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     import onnx
 
     from smp3d_export.capture import Captured
+    from smp3d_export.targets import Exportable
 
 name = "onnx"
 suffix = ".onnx"
+from_onnx = False
 
 FILE = "model.onnx"
 OPSETS = range(18, 26)
@@ -52,7 +54,7 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     """
     import onnx
 
-    model = convert(captured, options.opset)
+    model = graph(captured, options)
     onnx.helper.set_model_props(model, dict(options.metadata))
     large = model.ByteSize() > MESSAGE_LIMIT
     onnx.save_model(model, folder / FILE, save_as_external_data=large, location=f"{FILE}.data")
@@ -64,6 +66,20 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     nodes = len(model.graph.node)
     summary = f"opset {options.opset}, {nodes} nodes, {megabytes(size)}"
     return Exported(summary, {"opset": options.opset, "nodes": nodes})
+
+
+def graph(source: Exportable, options: Options) -> onnx.ModelProto:
+    """The ONNX graph of a captured program, or of an ONNX file, in the precision that is asked for.
+
+    Raises:
+        ExportError: the exporter fails, or makes another opset.
+        UsageError: the file is in another precision.
+    """
+    from smp3d_export.onnx_file import OnnxFile
+
+    if isinstance(source, OnnxFile):
+        return source.graph(options.precision)
+    return convert(source, options.opset)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from smp3d_export.targets import Exported, Options, Precision, Support, onnx
 from smp3d_export.targets.sizes import megabytes
 
 if TYPE_CHECKING:
-    from smp3d_export.capture import Captured
+    from smp3d_export.targets import Exportable
 
 name = "openvino"
 suffix = ".xml"
+from_onnx = True
 
 FILE = "model.xml"
 
@@ -32,7 +34,7 @@ def check(options: Options) -> None:
     onnx.check(options)
 
 
-def export(captured: Captured, options: Options, folder: Path) -> Exported:
+def export(source: Exportable, options: Options, folder: Path) -> Exported:
     """Write `model.xml` and `model.bin`, with the contract's bounds on the input.
 
     Raises:
@@ -40,10 +42,10 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     """
     import openvino
 
-    converted = onnx.convert(captured, options.opset)
+    converted = onnx.graph(source, replace(options, precision=Precision.FP32))
     try:
         model = openvino.Core().read_model(converted.SerializeToString())
-        model.reshape({INPUT: bounds(captured.contract)})
+        model.reshape({INPUT: bounds(source.contract)})
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot read the ONNX graph: {error}") from error
     for key, value in options.metadata.items():
