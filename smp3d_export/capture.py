@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ExportError
+from smp3d_export.targets import Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +23,16 @@ class Captured:
 
     `outputs` are the names of what it returns and their numbers of axes: `masks` (N, classes, H, W, D), or (N, H, W, D)
     where they are class numbers, and `labels` (N, classes) where there is a classification head. `rewrites` says how
-    often each rewrite of the optimiser was applied.
+    often each rewrite of the optimiser was applied. `precision` is that of its graph, and `kept` names the layers that
+    stay in fp32 all the same, with the reason.
     """
 
     program: ExportedProgram
     contract: ShapeContract
     outputs: dict[str, int]
     rewrites: Mapping[str, int] = field(default_factory=dict)
+    precision: Precision = Precision.FP32
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 def capture(model: nn.Module, contract: ShapeContract) -> Captured:

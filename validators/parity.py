@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,11 @@ class Parity:
         """The worst agreement of labels."""
         return min((m.labels for m in self.measurements if m.labels is not None), default=None)
 
+    def with_case(self, other: Parity, what: str) -> Parity:
+        """This and another's measurements, which are of the same cases in another way."""
+        added = tuple(replace(m, case=f"{m.case}, {what}") for m in other.measurements)
+        return replace(self, measurements=self.measurements + added)
+
     def shortfall(self) -> str:
         """What it fails by, in a line."""
         if not self.measurements:
@@ -122,11 +127,16 @@ def compare(
     reference: Reference,
     tolerance: Tolerance,
     step: Callable[[int, int, str], None] = lambda done, total, what: None,
+    cases: Sequence[Case] | None = None,
 ) -> Parity:
-    """Run an artifact on every case of a reference and measure its outputs; `step` is told how far it is."""
+    """Run an artifact on the cases of a reference, or some of them, and measure its outputs.
+
+    `step` is told how far it is.
+    """
     measurements: list[Measurement] = []
-    for number, case in enumerate(reference.cases):
-        step(number, len(reference.cases), case.name)
+    cases = reference.cases if cases is None else cases
+    for number, case in enumerate(cases):
+        step(number, len(cases), case.name)
         if case.skip is not None:
             continue
         image = case.make()
@@ -136,7 +146,7 @@ def compare(
             measurements.append(
                 measure(case, name, eager, found.get(name), tolerance, label_threshold=reference.label_threshold)
             )
-    not_run = [(case.name, case.skip) for case in reference.cases if case.skip is not None]
+    not_run = [(case.name, case.skip) for case in cases if case.skip is not None]
     return Parity(tuple(measurements), tuple(not_run), tolerance)
 
 

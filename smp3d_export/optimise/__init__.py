@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smp3d_export.capture import Captured, capture
 from smp3d_export.contract import Shape
+from smp3d_export.graph import device_of, drop_unused, graph_module
 from smp3d_export.optimise.concat_conv import ConcatConv
 from smp3d_export.optimise.dilated_taps import LARGEST, DilatedTaps
 from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
@@ -53,15 +54,9 @@ def optimise(captured: Captured) -> Optimised:
     fired = {name: times for name, times in fired.items() if times}
     if not fired or not agrees(module, captured):
         return Optimised(captured, before, before)
+    drop_unused(module)
     after = gflop(module, captured.contract.opt)
     return Optimised(replace(capture(module, captured.contract), rewrites=fired), before, after)
-
-
-def graph_module(captured: Captured) -> GraphModule:
-    """The program as a module whose graph can be edited; guards on sizes are the contract's business."""
-    module = captured.program.module(check_guards=False)
-    assert isinstance(module, GraphModule)
-    return module
 
 
 class Sizes(Interpreter):
@@ -96,10 +91,6 @@ def agrees(module: nn.Module, captured: Captured) -> bool:
         expected, found = (run(image) for run in (captured.program.module(check_guards=False), module))
     pairs = zip(*(outputs if isinstance(outputs, tuple) else (outputs,) for outputs in (expected, found)), strict=True)
     return all(float((a - b).abs().max()) <= AGREEMENT * scale(a) for a, b in pairs)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def scale(output: Tensor) -> float:

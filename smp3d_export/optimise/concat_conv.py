@@ -14,17 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.optimise.rewrite import (
-    Conv,
-    Miss,
-    Rewrite,
-    add_constant,
-    arguments_of,
-    aten,
-    constant,
-    is_call,
-    replace,
-)
+from smp3d_export.graph import add_constant, arguments_of, aten, constant, is_call
+from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
 from smp3d_export.optimise.upsample_conv import fitting_scale, is_upsampling
 
 
@@ -76,7 +67,7 @@ class ConcatConv(Rewrite):
             terms += [(part, [share]) for part, share in match.upsampled]
             total: Node | None = None
             for source, shares in terms:
-                weight = add_constant(module, channels_of(match.weight, shares))
+                weight = add_constant(module, channels_of(match.weight, shares), conv.weight)
                 bias = conv.bias if total is None else None
                 arguments = (source, weight, bias, conv.stride, conv.padding, conv.dilation)
                 term = graph.call_function(aten.conv3d.default, arguments)

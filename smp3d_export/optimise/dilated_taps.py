@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, add_constant, aten, constant, replace
+from smp3d_export.graph import add_constant, aten, constant
+from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
 
 LARGEST = "largest"
 """Key in a node's `meta`: the sizes (N, C, H, W, D) of its value at the contract's maximum."""
@@ -54,7 +55,7 @@ class DilatedTaps(Rewrite):
         with module.graph.inserting_before(node):
             arguments = (
                 conv.input,
-                add_constant(module, weight),
+                add_constant(module, weight, conv.weight),
                 conv.bias,
                 conv.stride,
                 tuple(padding),

@@ -13,17 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.optimise.rewrite import (
-    Conv,
-    Miss,
-    Rewrite,
-    add_constant,
-    arguments_of,
-    aten,
-    constant,
-    is_call,
-    replace,
-)
+from smp3d_export.graph import add_constant, arguments_of, aten, constant, is_call
+from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,8 @@ class FoldBatchNorm(Rewrite):
     def apply(self, module: GraphModule, node: Node, match: Match) -> None:
         conv = match.conv
         with module.graph.inserting_before(match.conv_node):
-            weight, bias = add_constant(module, match.weight), add_constant(module, match.bias)
+            weight = add_constant(module, match.weight, conv.weight)
+            bias = add_constant(module, match.bias, conv.weight, "bias")
             arguments = (conv.input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
             new = module.graph.call_function(aten.conv3d.default, arguments)
         replace(node, new)

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-aten = torch.ops.aten
+from smp3d_export.graph import arguments_of, aten, is_call
 
 
 @dataclass(frozen=True)
@@ -72,35 +70,8 @@ class Conv:
         return cls(input, weight, bias, triple(stride), triple(padding), triple(dilation), groups)
 
 
-def is_call(node: Any, operator: Any) -> bool:
-    return isinstance(node, Node) and node.op == "call_function" and node.target is operator
-
-
-def arguments_of(node: Node) -> tuple[Any, ...]:
-    """The positional arguments of a node, which `torch.fx` types too widely to use."""
-    return tuple(node.args)
-
-
 def triple(value: Any) -> tuple[int, ...]:
     return tuple(value) * 3 if len(value) == 1 else tuple(value)
-
-
-def constant(module: GraphModule, node: Node | None) -> Tensor | None:
-    """The parameter or buffer that a node stands for."""
-    if node is None or node.op != "get_attr":
-        return None
-    value: Any = module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value
-
-
-def add_constant(module: GraphModule, tensor: Tensor) -> Node:
-    """A node for a new weight; its name tells that it is one of ours. Insert at the place set in the graph."""
-    number = sum(name.startswith("rewritten_") for name, _ in module.named_parameters(recurse=False))
-    name = f"rewritten_{number}"
-    module.register_parameter(name, nn.Parameter(tensor.contiguous(), requires_grad=False))
-    return module.graph.get_attr(name)
 
 
 def replace(node: Node, new: Node) -> None:

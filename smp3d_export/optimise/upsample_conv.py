@@ -17,17 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.optimise.rewrite import (
-    Conv,
-    Miss,
-    Rewrite,
-    add_constant,
-    arguments_of,
-    aten,
-    constant,
-    is_call,
-    replace,
-)
+from smp3d_export.graph import add_constant, arguments_of, aten, constant, is_call
+from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ class UpsampleConv(Rewrite):
                 arguments = (match.source, *node.args[1:])
                 new = module.graph.call_function(aten.conv3d.default, arguments)
             else:
-                weight = add_constant(module, transposed_kernel(match.weight, match.scale))
+                weight = add_constant(module, transposed_kernel(match.weight, match.scale), conv.weight)
                 arguments = (match.source, weight, conv.bias, match.scale, (1, 1, 1))
                 new = module.graph.call_function(aten.conv_transpose3d.input, arguments)
         replace(node, new)

@@ -69,7 +69,8 @@ class Options:
 class Exported:
     """What a target made: a line for the user, and what the manifest says of it.
 
-    `graph` is the ONNX graph that it was made of, which is compared where the artifact itself cannot run.
+    `graph` is the ONNX graph that it was made of, which is compared where the artifact itself cannot run, and beside it
+    where this machine computes in a higher precision than others would.
     """
 
     summary: str

@@ -33,7 +33,7 @@ MESSAGE_LIMIT = 2**31 - 2**24
 
 
 def support(precision: Precision, device: str) -> Support:
-    if precision is not Precision.FP32:
+    if precision in (Precision.TF32, Precision.INT8):
         return Support.no(f"{precision} is not implemented for onnx", "export in fp32")
     return Support.yes()
 
@@ -54,6 +54,8 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     """
     import onnx
 
+    from smp3d_export.lower import lowered
+
     model = graph(captured, options)
     onnx.helper.set_model_props(model, dict(options.metadata))
     large = model.ByteSize() > MESSAGE_LIMIT
@@ -65,7 +67,11 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     size = sum(file.stat().st_size for file in folder.glob(f"{FILE}*"))
     nodes = len(model.graph.node)
     summary = f"opset {options.opset}, {nodes} nodes, {megabytes(size)}"
-    return Exported(summary, {"opset": options.opset, "nodes": nodes})
+    facts: dict[str, Any] = {"opset": options.opset, "nodes": nodes}
+    low = options.precision in (Precision.FP16, Precision.BF16)
+    if low:
+        facts["kept_fp32"] = dict(lowered(captured, options).kept)
+    return Exported(summary, facts, model if low else None)
 
 
 def graph(source: Exportable, options: Options) -> onnx.ModelProto:
@@ -79,7 +85,9 @@ def graph(source: Exportable, options: Options) -> onnx.ModelProto:
 
     if isinstance(source, OnnxFile):
         return source.graph(options.precision)
-    return convert(source, options.opset)
+    from smp3d_export.lower import lowered
+
+    return convert(lowered(source, options), options.opset)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,87 @@
+"""What all that edits a captured graph has in common: its module, its nodes, its weights."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+if TYPE_CHECKING:
+    from smp3d_export.capture import Captured
+
+aten = torch.ops.aten
+
+
+def graph_module(captured: Captured) -> GraphModule:
+    """The program as a module whose graph can be edited; guards on sizes are the contract's business."""
+    module = captured.program.module(check_guards=False)
+    assert isinstance(module, GraphModule)
+    return module
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def is_call(node: Any, operator: Any) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target is operator
+
+
+def arguments_of(node: Node) -> tuple[Any, ...]:
+    """The positional arguments of a node, which `torch.fx` types too widely to use."""
+    return tuple(node.args)
+
+
+def constant(module: GraphModule, node: Node | None) -> Tensor | None:
+    """The parameter or buffer that a node stands for."""
+    if node is None or node.op != "get_attr":
+        return None
+    value: Any = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value
+
+
+def add_constant(module: GraphModule, tensor: Tensor, of: Node, leaf: str | None = None) -> Node:
+    """A node for a new weight, beside the one that it is made of, so that its layer keeps its name.
+
+    Its own name is that of the old one, or `leaf`, with a number. Insert at the place set in the graph.
+    """
+    layer, _, old = str(of.target).rpartition(".")
+    holder = module.get_submodule(layer)
+    stem = leaf or old.partition("__")[0]
+    name = next(name for name in (f"{stem}__{number}" for number in count(1)) if not hasattr(holder, name))
+    holder.register_parameter(name, nn.Parameter(tensor.contiguous(), requires_grad=False))
+    return module.graph.get_attr(f"{layer}.{name}" if layer else name)
+
+
+def drop_unused(module: GraphModule) -> None:
+    """Forget the weights that no node stands for any more."""
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for layer, holder in module.named_modules():
+        for held in (holder._parameters, holder._buffers):
+            for name in [name for name in held if f"{layer}.{name}".lstrip(".") not in used]:
+                del held[name]
+
+
+def operator(node: Node) -> str:
+    """What a node computes, as users write it: `conv3d`, `softmax`."""
+    packet = getattr(node.target, "overloadpacket", node.target)
+    return getattr(packet, "__name__", str(packet))
+
+
+def layers_of(module: GraphModule) -> dict[Node, str]:
+    """The layer of every node, by the names of the network's modules.
+
+    It is that of the node's own weights; a node without any belongs to the layer that feeds it.
+    """
+    layers: dict[Node, str] = {}
+    for node in module.graph.nodes:
+        own = [str(source.target).rpartition(".")[0] for source in node.all_input_nodes if source.op == "get_attr"]
+        fed = [layers[source] for source in node.all_input_nodes if source in layers]
+        if own or fed:
+            layers[node] = (own or fed)[0]
+    return layers
