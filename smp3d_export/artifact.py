@@ -178,6 +178,44 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def find(folder: Path) -> list[Path]:
+    """The artifact that a folder is, or those that it holds.
+
+    Raises:
+        UsageError: it is none and holds none.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {str(folder)!r}")
+    if is_artifact(folder):
+        return [folder]
+    found = sorted(entry for entry in folder.iterdir() if is_artifact(entry))
+    if not found:
+        raise UsageError(f"{str(folder)!r} is no artifact, and holds none: there is no {MANIFEST} of ours in it")
+    return found
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare an artifact's files with what its manifest says of them.
+
+    Raises:
+        UsageError: one is missing, has changed, or is not mentioned.
+    """
+    told, found = manifest.get("files", {}), describe_files(folder)
+    if GOLDEN not in told:
+        raise UsageError(f"{str(folder)!r} was not finished: its manifest does not list its files")
+    for name in sorted({*told, *found}):
+        if name not in found:
+            what = "is missing"
+        elif name not in told:
+            what = "is not in the manifest"
+        elif told[name] != found[name]:
+            what = f"is not what the manifest says: its SHA-256 is {found[name]['sha256'][:12]}..., not "
+            what += f"{told[name]['sha256'][:12]}..."
+        else:
+            continue
+        raise UsageError(f"{str(folder / name)!r} {what}. Copy the artifact anew, or export it again")
+
+
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps({"format": FORMAT, **content}, indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", "utf-8")

@@ -105,6 +105,8 @@ EPILOG = """
 
 smp3d-export from DIR|FILE.onnx: export what save_pretrained wrote, or make more of an exported ONNX file
 
+smp3d-export verify DIR: prove an artifact again, on the machine it is for
+
 smp3d-export list: the architectures, encoders and targets there are
 
 smp3d-export doctor: what this machine can export to
@@ -282,6 +284,34 @@ def list_names(
         print(json.dumps(rows, indent=2))
     else:
         listing.show(what, rows, Console())
+
+
+@app.command(no_args_is_help=True)
+@reporting
+def verify(
+    folder: options.Artifact,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prove an artifact on this machine: the hashes of its files, then its golden input through it.
+
+    Exit codes: 2 if a file is not what the manifest says, 3 if it cannot run here, 5 if its outputs differ.
+
+    Example: smp3d-export verify unet-resnet34
+    """
+    from smp3d_export import verify as job
+    from smp3d_export.report import console, json
+
+    reporter = Reporter(Console(stderr=True))
+    report = job.verify(folder, reporter, threads=threads, device=parsing.device(device))
+    if as_json:
+        json.show(report, sys.stdout)
+    else:
+        reporter.say()
+        console.show(report, Console(), speed=False)
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()

@@ -62,7 +62,7 @@ class Delivery:
         request, precision = self.request, self.request.options.precision
         module = targets.ready(target, precision, request.device)
         folder = self.staging.folder(target)
-        description = {"target": target, "precision": str(precision), **self.description}
+        description = {**self.description, "target": target, "precision": str(precision)}
         started = time.perf_counter()
         with self.reporter.stage(target) as stage:
             options = replace(request.options, metadata=embedded(description))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +20,7 @@ def examine() -> dict[str, Any]:
         targets[name] = {}
         for precision in Precision:
             support = target.support(precision, "cpu")
-            targets[name][precision.value] = {"ready": support.ready, "reason": support.reason, "fix": support.fix}
+            targets[name][precision.value] = asdict(support)
     return {"targets": targets, "hardware": hardware.describe(), "versions": hardware.versions()}
 
 
@@ -30,13 +31,28 @@ def show(findings: dict[str, Any], console: Console) -> None:
     console.print(f"{machine['processor']} · {machine['cores']} cores · {memory} of memory", highlight=False)
     console.print(f"features: {features}", highlight=False)
     console.print(" · ".join(f"{name} {version}" for name, version in findings["versions"].items()), highlight=False)
+    for gpu in machine.get("gpus", ()):
+        parts = (gpu["name"], f"compute capability {gpu['compute_capability']}", f"{gpu['memory'] / 1e9:.0f} GB")
+        console.print(" · ".join(parts), highlight=False)
+    if not machine.get("gpus"):
+        console.print("no NVIDIA GPU", highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("target", "precision", "here"):
-        table.add_column(heading)
+    table.add_column("target")
+    for precision in Precision:
+        table.add_column(precision)
+    notes: dict[str, list[str]] = {}
     for target, precisions in findings["targets"].items():
+        cells = []
         for precision, support in precisions.items():
-            fix = f": {support['fix']}" if support["fix"] else ""
-            here = "[green]✓ ready[/]" if support["ready"] else f"[yellow]✗ {support['reason']}{fix}[/]"
-            table.add_row(target, precision, here)
+            cells.append("[green]✓[/]" if support["ready"] else "[dim]–[/]" if support["never"] else "[yellow]✗[/]")
+            if not support["ready"] and not support["never"]:
+                fix = f": {support['fix']}" if support["fix"] else ""
+                notes.setdefault(f"{support['reason']}{fix}", []).append(f"{target} {precision}")
+        table.add_row(target, *cells)
     console.print()
     console.print(table)
+    console.print("\n✓ ready   ✗ not here   – the target has none", style="dim", highlight=False)
+    for note, where in notes.items():
+        targets = dict.fromkeys(place.split()[0] for place in where)
+        precisions = dict.fromkeys(place.split()[1] for place in where)
+        console.print(f"✗ {', '.join(targets)} in {', '.join(precisions)}: {note}", style="yellow", highlight=False)

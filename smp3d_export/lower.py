@@ -222,9 +222,9 @@ def decompose_attention(module: GraphModule) -> None:
     graph = module.graph
     for node in list(graph.nodes):
         arguments = arguments_of(node)
-        if not is_call(node, aten.scaled_dot_product_attention.default) or len(arguments) > 3 or node.kwargs:
+        if not is_call(node, aten.scaled_dot_product_attention.default) or len(arguments) != 3 or node.kwargs:
             continue
-        query, key, value = arguments
+        query, key, value = arguments[0], arguments[1], arguments[2]
         layer = node.meta
         scale = query.meta["val"].shape[-1] ** -0.5
         with graph.inserting_before(node):

@@ -166,6 +166,9 @@ MinSpeedup = Annotated[
     float | None, typer.Option(rich_help_panel=PROOF, help="Fail, with exit code 6, below this times eager.")
 ]
 
+# What the jobs on an artifact take.
+Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact's folder, or one with several of them.")]
+
 # What every job has.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]

@@ -74,6 +74,11 @@ class Parity:
         """The worst agreement of labels."""
         return min((m.labels for m in self.measurements if m.labels is not None), default=None)
 
+    @property
+    def dice(self) -> float | None:
+        """The worst Dice coefficient of a class."""
+        return min((min(m.dice) for m in self.measurements if m.dice is not None), default=None)
+
     def with_case(self, other: Parity, what: str) -> Parity:
         """This and another's measurements, which are of the same cases in another way."""
         added = tuple(replace(m, case=f"{m.case}, {what}") for m in other.measurements)
@@ -96,6 +101,7 @@ class Parity:
             "of": self.of,
             "relative": finite(self.relative),
             "labels": self.labels,
+            "dice": self.dice,
             "tolerance": asdict(self.tolerance),
             "cases": [
                 asdict(m) | {name: finite(getattr(m, name)) for name in ("largest", "p999", "range", "relative")}

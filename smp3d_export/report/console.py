@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 
 from smp3d_export.report import Report, Verdict
+from smp3d_export.validators.parity import Parity
+from smp3d_export.validators.throughput import Ratio
 
 NOT_RUN = "not run"
 
 
-def show(report: Report, console: Console) -> None:
-    """Print the verdict table, what was not run, what failed, and where the artifacts are."""
+def show(report: Report, console: Console, *, speed: bool = True) -> None:
+    """Print the verdict table, what was not run, what failed, and where the artifacts are; `speed` with throughput."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("  target")
     table.add_column("precision")
     table.add_column("largest error", justify="right")
     baseline = next((verdict.throughput.against for verdict in report.verdicts if verdict.throughput), "eager")
-    for heading in ("labels", baseline, "here"):
-        table.add_column(heading, justify="right")
-    table.add_column("speed-up")
+    table.add_column("labels", justify="right")
+    if speed:
+        for heading in (baseline, "here"):
+            table.add_column(heading, justify="right")
+        table.add_column("speed-up")
     for verdict in report.verdicts:
-        table.add_row(*row(verdict))
+        table.add_row(*row(verdict)[: len(table.columns)])
     console.print(table)
     for verdict in report.verdicts:
-        if verdict.not_run is not None:
-            graph = ""
-            if verdict.parity is not None and verdict.parity.measurements:
-                sign = "agrees" if verdict.parity.passed else "does not agree"
-                graph = f"; its graph {sign} in ONNX Runtime"
-            why = f"  {verdict.target}: {NOT_RUN}, for {verdict.not_run}{graph}"
-            console.print(why, style="yellow", markup=False, highlight=False)
-        for case, reason in verdict.parity.not_run if verdict.parity else ():
-            console.print(f"  parity at the {case} shape: {NOT_RUN}, for {reason}", style="yellow", highlight=False)
-        if verdict.error is not None:
-            console.print(f"  ✗ {verdict.target}: {verdict.error}", style="red", markup=False, highlight=False)
+        for line, colour in remarks(verdict):
+            console.print(f"  {line}", style=colour, markup=False, highlight=False)
     for verdict in report.verdicts:
         if verdict.folder is not None:
             console.print(
@@ -44,22 +40,52 @@ def show(report: Report, console: Console) -> None:
             )
 
 
+def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
+    """What there is to say of a verdict beside its row, and in which colour."""
+    parity, target = verdict.parity, verdict.target
+    if verdict.not_run is not None and verdict.error is None:
+        yield f"{target}: {NOT_RUN}, for {verdict.not_run}", "yellow"
+    if parity is not None and parity.of == "graph" and parity.measurements:
+        agrees = "agrees" if parity.passed else "does not agree"
+        error = f"largest error {agreement(parity)}, labels {percent(parity.labels)}"
+        yield f"{target}: its ONNX graph {agrees} in ONNX Runtime: {error}", "green" if parity.passed else "red"
+    for case, reason in parity.not_run if parity is not None and verdict.not_run is None else ():
+        yield f"{target}: parity at the {case} shape: {NOT_RUN}, for {reason}", "yellow"
+    if verdict.throughput is not None:
+        for name, timing in list(verdict.throughput.baselines.items())[1:]:
+            speed, _ = speedup(verdict.throughput.ratios[name])
+            yield f"{target}: {name} takes {milliseconds(timing.p50)}: {speed}", ""
+    if verdict.error is not None:
+        yield f"✗ {target}: {verdict.error}", "red"
+
+
 def row(verdict: Verdict) -> tuple[str, ...]:
     parity, throughput = verdict.parity, verdict.throughput
     cells = [f"  {verdict.target}", verdict.precision]
-    if parity is None:
+    if parity is None or parity.of == "graph" or not parity.measurements:
         cells += [NOT_RUN, NOT_RUN]
     else:
-        bound = parity.tolerance.relative
-        error = f"{parity.relative:.0e}" + (f" of {bound:.0e}" if bound is not None else "")
-        cells += [f"[{'green' if parity.passed else 'red'}]{error}[/]", percent(parity.labels)]
+        cells += [f"[{'green' if parity.passed else 'red'}]{agreement(parity)}[/]", percent(parity.labels)]
     if throughput is None:
         return (*cells, NOT_RUN, NOT_RUN, NOT_RUN)
-    low, high = throughput.interval
-    colour = "green" if throughput.speedup >= 1 else "red"
-    slower = " slower" if throughput.speedup < 1 else ""
-    speed = f"[{colour}]{throughput.speedup:.3g}×[/] {low:.3g}–{high:.3g}{slower}"
-    return (*cells, milliseconds(throughput.baseline.p50), milliseconds(throughput.artifact.p50), speed)
+    speed, colour = speedup(throughput.ratios[throughput.against])
+    cells += [milliseconds(throughput.baseline.p50), milliseconds(throughput.artifact.p50)]
+    return (*cells, f"[{colour}]{speed}[/]")
+
+
+def agreement(parity: Parity) -> str:
+    """The worst measurement beside its bound: the largest error, or the Dice coefficient where that is what counts."""
+    bounds = parity.tolerance
+    if bounds.relative is not None:
+        return f"{parity.relative:.0e} of {bounds.relative:.0e}"
+    return f"Dice {parity.dice:.4f} of {bounds.dice}" if bounds.dice is not None else f"{parity.relative:.0e}"
+
+
+def speedup(ratio: Ratio) -> tuple[str, str]:
+    """A ratio with its interval, and its colour."""
+    low, high = ratio.interval
+    slower = "" if ratio.speedup >= 1 else " slower"
+    return f"{ratio.speedup:.3g}× {low:.3g}–{high:.3g}{slower}", "red" if slower else "green"
 
 
 def percent(part: float | None) -> str:

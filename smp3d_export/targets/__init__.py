@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -32,11 +32,15 @@ class Precision(StrEnum):
 
 @dataclass(frozen=True)
 class Support:
-    """Whether a target can be exported to here; if not, the reason and the command that mends it."""
+    """Whether a target can be exported to here; if not, the reason and the command that mends it.
+
+    `never` says that no machine can: the target has no such precision.
+    """
 
     ready: bool
     reason: str = ""
     fix: str = ""
+    never: bool = False
 
     @classmethod
     def yes(cls) -> Support:
@@ -45,6 +49,11 @@ class Support:
     @classmethod
     def no(cls, reason: str, fix: str = "") -> Support:
         return cls(False, reason, fix)
+
+    @classmethod
+    def none(cls, target: str, precision: Precision, possible: Iterable[Precision]) -> Support:
+        """The target has no such precision, but others."""
+        return cls(False, f"{target} has no {precision}", f"give --precision {', '.join(possible)}", never=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,14 +27,15 @@ suffix = ".onnx"
 from_onnx = False
 
 FILE = "model.onnx"
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
 OPSETS = range(18, 26)
 # A protobuf message cannot be larger; some room is left for what is not weights.
 MESSAGE_LIMIT = 2**31 - 2**24
 
 
 def support(precision: Precision, device: str) -> Support:
-    if precision in (Precision.TF32, Precision.INT8):
-        return Support.no(f"{precision} is not implemented for onnx", "export in fp32")
+    if precision not in PRECISIONS:
+        return Support.none(name, precision, PRECISIONS)
     return Support.yes()
 
 
