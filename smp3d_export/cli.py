@@ -107,6 +107,8 @@ smp3d-export from DIR|FILE.onnx: export what save_pretrained wrote, or make more
 
 smp3d-export verify DIR: prove an artifact again, on the machine it is for
 
+smp3d-export bench DIR...: time artifacts side by side
+
 smp3d-export list: the architectures, encoders and targets there are
 
 smp3d-export doctor: what this machine can export to
@@ -312,6 +314,43 @@ def verify(
         reporter.say()
         console.show(report, Console(), speed=False)
     raise typer.Exit(report.exit_code)
+
+
+@app.command(no_args_is_help=True)
+@reporting
+def bench(
+    artifacts: options.Artifacts,
+    against: options.Against = "eager",
+    shape: options.BenchShapes = None,
+    seconds: options.Seconds = 15.0,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Time artifacts side by side, in alternating rounds, at several shapes.
+
+    Example: smp3d-export bench unet-resnet34/onnx unet-resnet34/openvino --shape 1,1,128,128,64
+    """
+    from smp3d_export import bench as job
+    from smp3d_export.report import bench as report
+
+    shapes = [sizes for text in shape or () if (sizes := parsing.shape("--shape", text))]
+    reporter = Reporter(Console(stderr=True))
+    result = job.bench(
+        artifacts,
+        against,
+        shapes,
+        threads=threads,
+        device=parsing.device(device),
+        seconds=seconds,
+        reporter=reporter,
+    )
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        reporter.say()
+        report.show(result, Console())
 
 
 @app.command()

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from smp3d_export.onnx_file import OnnxFile
 
 
-def describe(network: Network, captured: Captured, request: Request) -> dict[str, Any]:
-    """What is known of a network before any target; it travels inside an ONNX file too."""
+def describe(network: Network, captured: Captured, request: Request, gflop: float) -> dict[str, Any]:
+    """What is known of a network before any target; it travels inside an ONNX file too.
+
+    `gflop` is the work of the network as it was captured, at the optimum shape.
+    """
     return {
         "model": {
             "architecture": network.architecture,
@@ -34,6 +37,7 @@ def describe(network: Network, captured: Captured, request: Request) -> dict[str
         "outputs": [{"name": name, "axes": list(OUTPUT_AXES[rank])} for name, rank in captured.outputs.items()],
         "sample_normalisation": None if request.normalisation is None else str(request.normalisation),
         "optimisations": dict(captured.rewrites),
+        "gflop": round(gflop, 3),
         "label_threshold": network.label_threshold,
         "device": request.device,
         "versions": hardware.versions(),

@@ -169,6 +169,23 @@ MinSpeedup = Annotated[
 # What the jobs on an artifact take.
 Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact's folder, or one with several of them.")]
 
+Artifacts = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Artifacts' folders, or folders with several of them.")
+]
+Against = Annotated[
+    str, typer.Option(metavar="eager|DIR", rich_help_panel=PROOF, help="What they are measured against.")
+]
+BenchShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="N,C,H,W,D",
+        rich_help_panel=PROOF,
+        help="May be repeated. [dim]Default: optimum, least, twice the optimum[/]",
+    ),
+]
+Seconds = Annotated[float, typer.Option(rich_help_panel=PROOF, help="Of rounds at a shape, of which 5 at least.")]
+
 # What every job has.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]

@@ -9,8 +9,9 @@ from smp3d_export.capture import activation_bytes, capture
 from smp3d_export.contract import ShapeContract
 from smp3d_export.delivery import Delivery
 from smp3d_export.errors import ShapeError
+from smp3d_export.graph import graph_module
 from smp3d_export.network import Network, build
-from smp3d_export.optimise import optimise
+from smp3d_export.optimise import gflop, optimise
 from smp3d_export.progress import Reporter
 from smp3d_export.report import Report
 from smp3d_export.request import OnnxSource, Request
@@ -54,8 +55,10 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
         if request.optimise:
             with reporter.stage("optimise") as stage:
                 optimised = optimise(captured)
-                captured, stage.detail = optimised.captured, str(optimised)
-        description = manifest.describe(network, captured, request)
+                captured, work, stage.detail = optimised.captured, optimised.gflop_before, str(optimised)
+        else:
+            work = gflop(graph_module(captured), contract.opt)
+        description = manifest.describe(network, captured, request, work)
         baselines = network.baselines(request.options.precision)
         delivery = Delivery(request, captured, description, reference, baselines, threads, staging, reporter)
         verdicts = tuple(delivery.of(target) for target in request.targets)

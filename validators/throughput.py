@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,39 +89,56 @@ def alternate(
     threads: int,
     clock: Callable[[], float] = time.perf_counter,
     step: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> Throughput:
+    """Time an artifact and its baselines in turn."""
+    times = rounds((*baselines.values(), artifact), clock=clock, step=step)
+    voxels = int(np.prod([shape[0], *shape[2:]]))
+    timings = [timing(first, seconds, voxels) for first, seconds in times]
+    return Throughput(
+        shape=tuple(shape),
+        rounds=len(times[-1].seconds),
+        threads=threads,
+        artifact=timings[-1],
+        baselines=dict(zip(baselines, timings, strict=False)),
+        ratios={name: ratio(side.seconds, times[-1].seconds) for name, side in zip(baselines, times, strict=False)},
+    )
+
+
+class Times(NamedTuple):
+    """Seconds of one side: of its first call, and of those in the rounds."""
+
+    first: float
+    seconds: list[float]
+
+
+def rounds(
+    sides: Sequence[Side],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    step: Callable[[int, int, str], None] = lambda done, total, what: None,
     least: int = LEAST_ROUNDS,
     most: int = MOST_ROUNDS,
     budget: float = SECONDS,
-) -> Throughput:
-    """Time all in turn, the order changing every round, so that a drifting machine bears on all alike.
+) -> list[Times]:
+    """Time all sides in turn, the order changing every round, so that a drifting machine bears on all alike.
 
     There are at least `least` rounds, and at most `most` or as many as `budget` seconds allow.
     """
-    sides = (*baselines.values(), artifact)
 
     def timed(side: Side) -> float:
         start = clock()
         own = side()
         return clock() - start if own is None else own
 
-    first = [timed(side) for side in sides]
-    seconds: list[list[float]] = [[] for _ in sides]
+    times = [Times(timed(side), []) for side in sides]
     started = clock()
-    while len(seconds[0]) < least or (len(seconds[0]) < most and clock() - started < budget):
-        done = len(seconds[0])
+    for done in range(most):
+        if done >= least and clock() - started >= budget:
+            break
         step(done, most, "")
         for number in range(len(sides)) if done % 2 == 0 else reversed(range(len(sides))):
-            seconds[number].append(timed(sides[number]))
-    voxels = int(np.prod([shape[0], *shape[2:]]))
-    timings = [timing(warm, times, voxels) for warm, times in zip(first, seconds, strict=True)]
-    return Throughput(
-        shape=tuple(shape),
-        rounds=len(seconds[0]),
-        threads=threads,
-        artifact=timings[-1],
-        baselines=dict(zip(baselines, timings, strict=False)),
-        ratios={name: ratio(times, seconds[-1]) for name, times in zip(baselines, seconds, strict=False)},
-    )
+            times[number].seconds.append(timed(sides[number]))
+    return times
 
 
 def timing(first: float, seconds: Sequence[float], voxels: int) -> Timing:

@@ -1,0 +1,58 @@
+"""`bench`: artifacts side by side. Nothing here depends on how long anything takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from smp3d_export.bench import default_shapes
+from smp3d_export.contract import ShapeContract
+
+
+def test_against_eager_at_a_shape_of_ones_own(cli, exported: Path) -> None:
+    result = cli("bench", exported, "--shape", "1,1,16,16,8", "--seconds", "0", "--json")
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    eager, ours = measured["rows"]
+    assert (eager["name"], eager["ratio"], ours["name"], ours["shape"]) == (
+        "eager", None, exported.name, [1, 1, 16, 16, 8],
+    )  # fmt: skip
+    assert ours["rounds"] == eager["rounds"] == 5
+    low, high = ours["ratio"]["interval"]
+    assert low <= ours["ratio"]["speedup"] <= high
+    assert ours["timing"]["voxels_per_second"] == pytest.approx(16 * 16 * 8 / ours["timing"]["p50"])
+    work = json.loads((exported / "manifest.json").read_text())["gflop"]
+    assert ours["gflops"] == pytest.approx(work * (16 * 16 * 8) / (32 * 24 * 16) / ours["timing"]["p50"])
+    assert ours["peak_memory"] > 1e7
+    assert measured["precisions"] == {exported.name: "fp32"}
+
+
+def test_one_artifact_against_another_in_80_columns(cli, exported: Path) -> None:
+    shutil.copytree(exported, "again")
+    result = cli("bench", exported, "--against", "again", "--shape", "1,1,8,8,8", "--seconds", "0")
+    assert result.exit_code == 0, result.output
+    assert "against again" in result.stdout
+    assert "matrix product in fp32 reached" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["none"], "there is no folder 'none'"),
+        (["{exported}", "--against", "none"], "there is no folder 'none'"),
+        (["{exported}", "--shape", "1,1,33,32,32"], "H is 33, outside the contract"),
+    ],
+)
+def test_wrong_input_is_one_line(cli, exported: Path, arguments: list[str], says: str) -> None:
+    result = cli("bench", *(text.format(exported=exported) for text in arguments))
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_default_shapes_show_how_cost_grows() -> None:
+    contract = ShapeContract.of((1, 1, 64, 64, 32), multiple=(32, 32, 32), max=(2, 1, 128, 96, 64))
+    assert default_shapes(contract) == [(1, 1, 64, 64, 32), (1, 1, 32, 32, 32), (1, 1, 128, 96, 64)]
