@@ -1,18 +1,34 @@
-"""OpenVINO's intermediate representation, from the ONNX graph."""
+"""OpenVINO's intermediate representation, from the ONNX graph.
+
+What changes numbers is set for each precision, here (weights on disk) and in the runner (arithmetic):
+
+    precision   weights   arithmetic
+    fp32        fp32      f32
+    fp16        fp16      f16 where the CPU plugin has it, else f32
+    bf16        fp16      bf16, on processors with instructions for it
+
+The plugin rounds the weights to bf16 itself; on disk fp16 keeps three bits more than that and takes as little room.
+"""
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smp3d_export.contract import INPUT, ShapeContract
-from smp3d_export.errors import ExportError
+from smp3d_export.errors import ExportError, TargetUnavailableError, UsageError
 from smp3d_export.targets import Exported, Options, Precision, Support, onnx
 from smp3d_export.targets.sizes import megabytes
 
 if TYPE_CHECKING:
+    import openvino
+    from onnx import ModelProto
+
     from smp3d_export.targets import Exportable
 
 name = "openvino"
@@ -21,17 +37,32 @@ from_onnx = True
 
 FILE = "model.xml"
 
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
+# By default OpenVINO would compress the weights in every precision.
+COMPRESSED = (Precision.FP16, Precision.BF16)
+
 
 def support(precision: Precision, device: str) -> Support:
     if find_spec("openvino") is None:
         return Support.no("OpenVINO is not installed", "pip install 'smp3d-export[openvino]'")
-    if precision is not Precision.FP32:
-        return Support.no(f"{precision} is not implemented for openvino", "export in fp32")
+    if precision not in PRECISIONS:
+        return Support.none(name, precision, PRECISIONS)
+    from smp3d_export.runtime.openvino import arithmetic
+
+    try:
+        arithmetic(precision)
+    except TargetUnavailableError as error:
+        return Support.no(str(error), "export in fp32 or fp16")
     return Support.yes()
 
 
 def check(options: Options) -> None:
     onnx.check(options)
+    if options.keep_fp32:
+        raise UsageError(
+            f"--keep-fp32 {options.keep_fp32[0]} is not for openvino, which has one arithmetic for the whole network: "
+            "leave it out, or export to openvino by itself in fp32"
+        )
 
 
 def export(source: Exportable, options: Options, folder: Path) -> Exported:
@@ -42,19 +73,64 @@ def export(source: Exportable, options: Options, folder: Path) -> Exported:
     """
     import openvino
 
-    converted = onnx.graph(source, replace(options, precision=Precision.FP32))
+    from smp3d_export.runtime.openvino import arithmetic
+
+    model = read(graph(source, options))
     try:
-        model = openvino.Core().read_model(converted.SerializeToString())
         model.reshape({INPUT: bounds(source.contract)})
     except RuntimeError as error:
-        raise ExportError(f"OpenVINO cannot read the ONNX graph: {error}") from error
+        raise ExportError(f"OpenVINO cannot give the graph the contract's bounds: {error}") from error
     for key, value in options.metadata.items():
         model.set_rt_info(value, key.split("."))
-    # Weights stay as they are: by default they would be compressed to half precision.
-    openvino.save_model(model, folder / FILE, compress_to_fp16=False)
+    openvino.save_model(model, folder / FILE, compress_to_fp16=options.precision in COMPRESSED)
     size = sum(file.stat().st_size for file in folder.iterdir())
-    operations = len(model.get_ops())
-    return Exported(f"{operations} operations, {megabytes(size)}", {"opset": options.opset, "operations": operations})
+    facts = {
+        "opset": options.opset,
+        "operations": len(model.get_ops()),
+        "weights": weights_of(openvino.Core().read_model(folder / FILE)),
+        "arithmetic": arithmetic(options.precision),
+    }
+    summary = "{operations} operations, {size}, {weights} weights, {arithmetic} arithmetic"
+    return Exported(summary.format(size=megabytes(size), **facts), facts)
+
+
+def weights_of(model: openvino.Model) -> str:
+    """The type of most of the weights: f32, f16, bf16 or i8."""
+    counts: Counter[str] = Counter()
+    for operation in model.get_ops():
+        if operation.get_type_name() == "Constant":
+            output = operation.output(0)
+            counts[output.element_type.get_type_name()] += prod(output.shape)
+    return counts.most_common(1)[0][0]
+
+
+def graph(source: Exportable, options: Options) -> ModelProto:
+    """The graph in fp32, which OpenVINO lowers itself; of an ONNX file in the precision asked for, that of the file."""
+    precision = options.precision if source.precision is options.precision else Precision.FP32
+    return onnx.graph(source, replace(options, precision=precision))
+
+
+def read(model: ModelProto) -> openvino.Model:
+    """An ONNX graph as OpenVINO's; over 2 GB it goes by way of files.
+
+    Raises:
+        ExportError: OpenVINO cannot read it.
+    """
+    import openvino
+    from onnx import external_data_helper, save_model
+
+    core = openvino.Core()
+    try:
+        if model.ByteSize() <= onnx.MESSAGE_LIMIT:
+            return core.read_model(model.SerializeToString())
+        # OpenVINO may go on reading from the files, which Linux keeps for it and Windows does not let go.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            file = Path(folder) / onnx.FILE
+            save_model(model, file, save_as_external_data=True, location=f"{onnx.FILE}.data")  # it takes them out
+            external_data_helper.load_external_data_for_model(model, folder)
+            return core.read_model(file)
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot read the ONNX graph: {error}") from error
 
 
 def bounds(contract: ShapeContract) -> Any:
