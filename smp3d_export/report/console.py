@@ -52,6 +52,8 @@ def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
     for case, reason in parity.not_run if parity is not None and verdict.not_run is None else ():
         yield f"{target}: parity at the {case} shape: {NOT_RUN}, for {reason}", "yellow"
     if verdict.throughput is not None:
+        if verdict.throughput.speedup < 1:
+            yield f"{target}: slower than {verdict.throughput.against}", "red"
         for name, timing in list(verdict.throughput.baselines.items())[1:]:
             speed, _ = speedup(verdict.throughput.ratios[name])
             yield f"{target}: {name} takes {milliseconds(timing.p50)}: {speed}", ""
@@ -84,8 +86,7 @@ def agreement(parity: Parity) -> str:
 def speedup(ratio: Ratio) -> tuple[str, str]:
     """A ratio with its interval, and its colour."""
     low, high = ratio.interval
-    slower = "" if ratio.speedup >= 1 else " slower"
-    return f"{ratio.speedup:.3g}× {low:.3g}–{high:.3g}{slower}", "red" if slower else "green"
+    return f"{ratio.speedup:.3g}× {low:.3g}–{high:.3g}", "green" if ratio.speedup >= 1 else "red"
 
 
 def percent(part: float | None) -> str:

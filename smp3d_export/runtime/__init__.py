@@ -18,6 +18,7 @@ Outputs = dict[str, np.ndarray]
 
 # Target -> the module whose class `Runner` runs it.
 RUNNERS = {
+    "torchscript": "smp3d_export.runtime.torchscript",
     "onnx": "smp3d_export.runtime.onnx",
     "openvino": "smp3d_export.runtime.openvino",
 }

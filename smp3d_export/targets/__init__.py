@@ -105,7 +105,7 @@ class Target(Protocol):
     def export(self, source: Exportable, options: Options, folder: Path) -> Exported: ...
 
 
-NAMES = ("onnx", "openvino")
+NAMES = ("torchscript", "onnx", "openvino")
 TARGETS: Mapping[str, str] = MappingProxyType(
     {name: f"smp3d_export.targets.{name.replace('-', '_')}" for name in NAMES}
 )

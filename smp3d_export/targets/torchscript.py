@@ -1,0 +1,86 @@
+"""TorchScript, for LibTorch in C++ and for PyTorch without the network's code.
+
+The captured graph is compiled as it stands, not traced anew: a trace keeps the sizes of its example wherever the graph
+computes with sizes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smp3d_export.errors import ExportError
+from smp3d_export.targets import Exported, Options, Precision, Support
+from smp3d_export.targets.sizes import megabytes
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+    from smp3d_export.capture import Captured
+
+name = "torchscript"
+suffix = ".ts"
+from_onnx = False
+
+FILE = "model.ts"
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
+
+
+def support(precision: Precision, device: str) -> Support:
+    return Support.yes() if precision in PRECISIONS else Support.none(name, precision, PRECISIONS)
+
+
+def check(options: Options) -> None:
+    """It takes every option there is, or has no use for it."""
+
+
+def export(captured: Captured, options: Options, folder: Path) -> Exported:
+    """Write `model.ts`; what an ONNX file carries as metadata is in its extra files.
+
+    Raises:
+        ExportError: TorchScript has no form for something in the graph.
+    """
+    import torch
+
+    from smp3d_export.lower import lowered
+    from smp3d_export.memory_format import channels_last
+
+    captured = lowered(captured, options)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its deprecation
+            program = torch.jit.freeze(torch.jit.script(scriptable(channels_last(captured))))
+            torch.jit.save(program, str(folder / FILE), _extra_files=dict(options.metadata))
+    except RuntimeError as error:
+        raise ExportError(f"TorchScript cannot compile the graph: {error}") from error
+    nodes = sum(1 for _ in program.graph.nodes())
+    facts: dict[str, Any] = {"nodes": nodes, "memory_format": "channels_last_3d"}
+    if captured.kept:
+        facts["kept_fp32"] = dict(captured.kept)
+    return Exported(f"{nodes} nodes, {megabytes((folder / FILE).stat().st_size)}", facts)
+
+
+def scriptable(module: GraphModule) -> GraphModule:
+    """The module in TorchScript's words: operators without the name of an overload, which it finds by itself."""
+    from torch._ops import OpOverload
+    from torch.fx import GraphModule
+    from torch.fx.graph import CodeGen
+
+    from smp3d_export.graph import aten, operator
+
+    graph = module.graph
+    graph.set_codegen(CodeGen())  # plain arguments and results, not the exported program's trees
+    for node in list(graph.nodes):
+        if node.op == "output" and len(node.all_input_nodes) == 1:
+            node.args = tuple(node.all_input_nodes)  # a tensor, as the network returns it, and no tuple of one
+        elif operator(node) == "_assert_tensor_metadata":
+            graph.erase_node(node)
+        elif isinstance(node.target, OpOverload):
+            node.target = aten.size if operator(node) == "sym_size" else node.target.overloadpacket
+            # Where something is made stands in a word that it does not have; sizes are made where the program runs.
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("pin_memory", "device")}
+    graph.eliminate_dead_code()
+    scriptable = GraphModule(module, graph)
+    scriptable.training = False  # what eval() would set, which the modules of exported programs refuse
+    return scriptable
