@@ -32,7 +32,8 @@ def show(findings: dict[str, Any], console: Console) -> None:
     console.print(f"features: {features}", highlight=False)
     console.print(" · ".join(f"{name} {version}" for name, version in findings["versions"].items()), highlight=False)
     for gpu in machine.get("gpus", ()):
-        parts = (gpu["name"], f"compute capability {gpu['compute_capability']}", f"{gpu['memory'] / 1e9:.0f} GB")
+        size = f"{gpu['memory'] / 1e9:.0f} GB" if gpu["memory"] else "memory shared with the processor"
+        parts = (gpu["name"], f"compute capability {gpu['compute_capability']}", size)
         console.print(" · ".join(parts), highlight=False)
     if not machine.get("gpus"):
         console.print("no NVIDIA GPU", highlight=False)
@@ -55,4 +56,5 @@ def show(findings: dict[str, Any], console: Console) -> None:
     for note, where in notes.items():
         targets = dict.fromkeys(place.split()[0] for place in where)
         precisions = dict.fromkeys(place.split()[1] for place in where)
-        console.print(f"✗ {', '.join(targets)} in {', '.join(precisions)}: {note}", style="yellow", highlight=False)
+        text = f"✗ {', '.join(targets)} in {', '.join(precisions)}: {note}"
+        console.print(text, style="yellow", highlight=False, markup=False)

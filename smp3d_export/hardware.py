@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-PACKAGES = ("smp3d-export", "torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "numpy")
+# fmt: off
+PACKAGES = (
+    "smp3d-export", "torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "numpy", "openvino", "nncf", "tensorrt",
+    "tensorrt-rtx",
+)
+# fmt: on
 
 
 def processor() -> str:
@@ -82,11 +89,27 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe() -> dict[str, object]:
+def gpus() -> list[dict[str, Any]]:
+    """The NVIDIA GPUs by name, compute capability and memory in bytes; none where there is no driver."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()]
+    return [
+        {"name": row[0], "compute_capability": row[1], "memory": int(row[2]) * 2**20 if row[2].isdigit() else None}
+        for row in rows
+        if len(row) == 3
+    ]
+
+
+def describe() -> dict[str, Any]:
     return {
         "processor": processor(),
         "features": cpu_features(),
         "cores": cores(),
         "memory": total_memory(),
+        "gpus": gpus(),
         "system": f"{platform.system()} {platform.machine()}",
     }

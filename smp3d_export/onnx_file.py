@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -92,16 +93,12 @@ def tensor_shapes(model: onnx.ModelProto, shape: Shape) -> dict[str, tuple[int, 
     """The shape of every activation of a graph for that of its input; those that cannot be told are left out."""
     import onnx
 
-    sized = onnx.ModelProto()
-    sized.CopyFrom(model)
+    sized = without_weights(model)
     for dim, size in zip(sized.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
         dim.dim_value = size
     for value in sized.graph.output:  # named axes would be kept as they are
         for dim in value.type.tensor_type.shape.dim:
             dim.Clear()
-    for tensor in sized.graph.initializer:  # large weights only slow inference down, and it needs their types alone
-        if len(tensor.raw_data) > SMALL:
-            tensor.raw_data = b""
     inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
     shapes = {}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
@@ -109,6 +106,18 @@ def tensor_shapes(model: onnx.ModelProto, shape: Shape) -> dict[str, tuple[int, 
         if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
             shapes[value.name] = tuple(dim.dim_value for dim in dims)
     return shapes
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for inference, which needs the types of large weights alone and is slowed down by their values."""
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for tensor in bare.graph.initializer:
+        if len(tensor.raw_data) > SMALL:
+            tensor.raw_data = b""
+    return bare
 
 
 def activation_bytes(model: onnx.ModelProto, shape: Shape) -> int:
@@ -124,3 +133,50 @@ def activation_bytes(model: onnx.ModelProto, shape: Shape) -> int:
             if last[name] == number:
                 live.pop(name, None)
     return peak
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
+    """The type, by ONNX's number, of every activation of a graph that can be told."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    return {value.name: value.type.tensor_type.elem_type for value in values}
+
+
+def in_fp32(model: onnx.ModelProto, operators: Collection[str]) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """A graph in a low precision with some of its operators in fp32, between casts; and how often each was."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    types = tensor_types(model) if operators else {}
+    low = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    chosen = {node.output[0] for node in model.graph.node if node.op_type in operators}
+    chosen = {name for name in chosen if types.get(name) in low}
+    if not chosen:
+        return model, {}
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    weights = {tensor.name: tensor for tensor in wide.graph.initializer}
+    cast: set[str] = set()
+    nodes = []
+    for node in wide.graph.node:
+        if node.output[0] not in chosen:
+            nodes.append(node)
+            continue
+        for number, name in enumerate(node.input):
+            node.input[number] = f"{name}.fp32"
+            if name in weights:
+                values = numpy_helper.to_array(weights[name]).astype("float32")
+                weights[f"{name}.fp32"] = numpy_helper.from_array(values, f"{name}.fp32")
+            elif name not in cast:
+                nodes.append(helper.make_node("Cast", [name], [f"{name}.fp32"], to=TensorProto.FLOAT))
+                cast.add(name)
+        output, node.output[0] = node.output[0], f"{node.output[0]}.fp32"
+        nodes += [node, helper.make_node("Cast", [node.output[0]], [output], to=types[output])]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    used = {name for node in copies for name in node.input}
+    del wide.graph.node[:], wide.graph.initializer[:]
+    wide.graph.node.extend(copies)
+    wide.graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
+    return wide, dict(Counter(node.op_type for node in model.graph.node if node.output[0] in chosen))

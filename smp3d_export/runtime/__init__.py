@@ -21,6 +21,8 @@ RUNNERS = {
     "torchscript": "smp3d_export.runtime.torchscript",
     "onnx": "smp3d_export.runtime.onnx",
     "openvino": "smp3d_export.runtime.openvino",
+    "trt": "smp3d_export.runtime.tensorrt",
+    "trt-rtx": "smp3d_export.runtime.tensorrt",
 }
 
 

@@ -1,4 +1,4 @@
-"""Name -> target: the table of what can be exported to. A target is a module, imported only when used."""
+"""Name -> target: the table of what can be exported to. A target's module is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Exported:
 
 
 class Target(Protocol):
-    """What a target's module has. Its runner is in `runtime`.
+    """What a target has, mostly a module. Its runner is in `runtime`.
 
     `from_onnx` says that it works from the ONNX graph alone, so that it can be made of an ONNX file too, without torch.
     """
@@ -105,10 +105,16 @@ class Target(Protocol):
     def export(self, source: Exportable, options: Options, folder: Path) -> Exported: ...
 
 
-NAMES = ("torchscript", "onnx", "openvino")
 TARGETS: Mapping[str, str] = MappingProxyType(
-    {name: f"smp3d_export.targets.{name.replace('-', '_')}" for name in NAMES}
+    {
+        "torchscript": "smp3d_export.targets.torchscript",
+        "onnx": "smp3d_export.targets.onnx",
+        "openvino": "smp3d_export.targets.openvino",
+        "trt": "smp3d_export.targets.tensorrt:TRT",
+        "trt-rtx": "smp3d_export.targets.tensorrt:TRT_RTX",
+    }
 )
+"""Name -> a module, or an object of one where several are alike."""
 
 
 def known(name: str) -> str:
@@ -123,16 +129,18 @@ def known(name: str) -> str:
 
 
 def find(name: str) -> Target:
-    """The module of a target.
+    """A target by its name.
 
     Raises:
         UsageError: there is no such target.
     """
-    return importlib.import_module(TARGETS[known(name)])  # pyright: ignore[reportReturnType]
+    module, _, item = TARGETS[known(name)].partition(":")
+    target: Any = importlib.import_module(module)
+    return getattr(target, item) if item else target
 
 
 def ready(name: str, precision: Precision = Precision.FP32, device: str = "cpu") -> Target:
-    """The module of a target that can be exported to here.
+    """A target that can be exported to here.
 
     Raises:
         TargetUnavailableError: it cannot; the message has the reason and what to do.

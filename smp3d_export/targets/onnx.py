@@ -55,8 +55,6 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     """
     import onnx
 
-    from smp3d_export.lower import lowered
-
     model = graph(captured, options)
     onnx.helper.set_model_props(model, dict(options.metadata))
     large = model.ByteSize() > MESSAGE_LIMIT
@@ -68,11 +66,19 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     size = sum(file.stat().st_size for file in folder.glob(f"{FILE}*"))
     nodes = len(model.graph.node)
     summary = f"opset {options.opset}, {nodes} nodes, {megabytes(size)}"
-    facts: dict[str, Any] = {"opset": options.opset, "nodes": nodes}
-    low = options.precision in (Precision.FP16, Precision.BF16)
-    if low:
-        facts["kept_fp32"] = dict(lowered(captured, options).kept)
-    return Exported(summary, facts, model if low else None)
+    facts: dict[str, Any] = {"opset": options.opset, "nodes": nodes, **kept_fp32(captured, options)}
+    return Exported(summary, facts, model if "kept_fp32" in facts else None)
+
+
+def kept_fp32(source: Exportable, options: Options) -> dict[str, Any]:
+    """For the manifest: what stays in fp32 of a captured program that is exported in a lower precision."""
+    from smp3d_export.onnx_file import OnnxFile
+
+    if isinstance(source, OnnxFile) or options.precision not in (Precision.FP16, Precision.BF16):
+        return {}
+    from smp3d_export.lower import lowered
+
+    return {"kept_fp32": dict(lowered(source, options).kept)}
 
 
 def graph(source: Exportable, options: Options) -> onnx.ModelProto:

@@ -1,0 +1,190 @@
+"""Runs a TensorRT or TensorRT-RTX engine on an NVIDIA GPU, by NVIDIA's own Python bindings.
+
+Buffers on the device are kept from one run to the next. TensorRT's launches are captured into a CUDA graph for a
+shape where that is faster; TensorRT-RTX has that built in.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smp3d_export import runtime
+from smp3d_export.contract import INPUT
+from smp3d_export.errors import Smp3dExportError, TargetUnavailableError, UsageError
+from smp3d_export.runtime.volumes import Volume
+
+MODULES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
+TRIALS = 5
+
+
+class Runner(runtime.Runner):
+    """A deserialised `model.engine` with its buffers, on the GPU of `device`, the first one for `cpu`."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None, device: str = "cpu") -> None:
+        super().__init__(folder, manifest, threads, device)
+        name = MODULES[manifest["target"]]
+        if find_spec(name) is None:
+            raise TargetUnavailableError(f"{name} is not installed: pip install 'smp3d-export[{manifest['target']}]'")
+        self.cuda = Cuda(index_of(device))
+        trt = importlib.import_module(name)
+        self.log = logger(trt)
+        self.runtime = trt.Runtime(self.log)
+        path = folder / "model.engine"
+        self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
+        if self.engine is None:
+            why = self.log.errors[-1] if self.log.errors else "it does not say why"
+            raise TargetUnavailableError(
+                f"{name} {trt.__version__} cannot load {str(path)!r}, built by "
+                f"{manifest['versions'].get(name.replace('_', '-'), 'another')} for "
+                f"{', '.join(manifest['engine']['gpus'])}: {why}"
+            )
+        bindings = {self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)}
+        self.outputs = [output["name"] for output in manifest["outputs"]]
+        if bindings != {INPUT, *self.outputs}:
+            raise UsageError(f"{str(path)!r} has the bindings {sorted(bindings)}, which its manifest does not say")
+        profile = [tuple(shape) for shape in self.engine.get_tensor_profile_shape(INPUT, 0)]
+        if profile != [self.contract.min, self.contract.opt, self.contract.max]:
+            raise UsageError(f"{str(path)!r} has the profile {profile}, which its manifest does not say")
+        self.context = self.new_context(trt)
+        self.stream = self.cuda(self.cuda.api.cudaStreamCreate())
+        self.buffers: dict[str, tuple[int, int]] = {}
+        self.launches: dict[tuple[int, ...], Callable[[], None]] = {}
+
+    def new_context(self, trt: Any) -> Any:
+        """An execution context; that of TensorRT-RTX captures CUDA graphs itself."""
+        if not hasattr(trt, "CudaGraphStrategy"):
+            return self.engine.create_execution_context()
+        config = self.engine.create_runtime_config()
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return self.engine.create_execution_context(config)
+
+    def run(self, image: Volume) -> dict[str, np.ndarray]:
+        self.place(image)
+        self.enqueue()
+        outputs = {}
+        for name in self.outputs:
+            output = np.empty(tuple(self.context.get_tensor_shape(name)), np.float32)
+            self.cuda.copy(output.ctypes.data, self.buffers[name][0], output.nbytes, self.stream, to_host=True)
+            outputs[name] = output
+        self.cuda(self.cuda.api.cudaStreamSynchronize(self.stream))
+        return outputs
+
+    def seconds(self, image: Volume) -> float:
+        """Run and say how long it took by CUDA events, copies to and from the device left out."""
+        self.contract.check(image.shape)
+        self.place(image)
+        if image.shape not in self.launches:
+            self.launches[image.shape] = self.fastest_launch()
+        return self.timed(self.launches[image.shape])
+
+    def timed(self, launch: Callable[[], None]) -> float:
+        start, end = self.cuda(self.cuda.api.cudaEventCreate()), self.cuda(self.cuda.api.cudaEventCreate())
+        self.cuda(self.cuda.api.cudaEventRecord(start, self.stream))
+        launch()
+        self.cuda(self.cuda.api.cudaEventRecord(end, self.stream))
+        self.cuda(self.cuda.api.cudaEventSynchronize(end))
+        milliseconds = self.cuda(self.cuda.api.cudaEventElapsedTime(start, end))
+        for event in (start, end):
+            self.cuda(self.cuda.api.cudaEventDestroy(event))
+        return milliseconds / 1e3
+
+    def place(self, image: Volume) -> None:
+        """Copy an image to the device, and give the context its shape and its buffers, which only ever grow."""
+        image = np.ascontiguousarray(image, np.float32)
+        if not self.context.set_input_shape(INPUT, image.shape):
+            raise UsageError(f"the engine does not take the shape {image.shape}")
+        for name in (INPUT, *self.outputs):
+            size = 4 * prod(self.context.get_tensor_shape(name))
+            address, room = self.buffers.get(name, (0, 0))
+            if size > room:
+                if address:
+                    self.cuda(self.cuda.api.cudaFree(address))
+                self.launches.clear()  # a captured graph holds addresses
+                self.buffers[name] = (self.cuda(self.cuda.api.cudaMalloc(size)), size)
+            self.context.set_tensor_address(name, self.buffers[name][0])
+        self.cuda.copy(self.buffers[INPUT][0], image.ctypes.data, image.nbytes, self.stream)
+        self.cuda(self.cuda.api.cudaStreamSynchronize(self.stream))
+
+    def enqueue(self) -> None:
+        if not self.context.execute_async_v3(int(self.stream)):
+            why = self.log.errors[-1] if self.log.errors else "it does not say why"
+            raise Smp3dExportError(f"the engine failed: {why}")
+
+    def fastest_launch(self) -> Callable[[], None]:
+        """The engine's own launches for the shape that is set, or those captured into a CUDA graph."""
+        self.enqueue()  # what it sets up at the first run for a shape cannot be captured
+        graph = self.captured()
+        if graph is None:
+            return self.enqueue
+        ways = (self.enqueue, lambda: self.cuda(self.cuda.api.cudaGraphLaunch(graph, self.stream)))
+        times = [min(self.timed(way) for _ in range(TRIALS)) for way in ways]
+        return ways[times.index(min(times))]
+
+    def captured(self) -> Any | None:
+        """The launches for the shape that is set as a CUDA graph; None where they cannot be, or already are."""
+        api = self.cuda.api
+        if hasattr(self.context, "get_runtime_config"):
+            return None
+        self.cuda(api.cudaStreamSynchronize(self.stream))
+        self.cuda(api.cudaStreamBeginCapture(self.stream, api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+        recorded = self.context.execute_async_v3(int(self.stream))
+        status, graph = api.cudaStreamEndCapture(self.stream)
+        if not recorded or int(status):
+            return None
+        status, executable = api.cudaGraphInstantiate(graph, 0)
+        return None if int(status) else executable
+
+
+def index_of(device: str) -> int:
+    """The number of the GPU that `cpu`, `cuda` or `cuda:N` means: engines run on no other."""
+    return int(device.partition(":")[2] or 0)
+
+
+class Cuda:
+    """CUDA's runtime, set to one GPU: call it with what a function of `api` returned to have the value or an error."""
+
+    def __init__(self, device: int) -> None:
+        try:
+            self.api: Any = importlib.import_module("cuda.bindings.runtime")
+        except ImportError:
+            raise TargetUnavailableError("cuda-python is not installed: pip install cuda-python") from None
+        status, count = self.api.cudaGetDeviceCount()
+        if int(status) or not count:
+            raise TargetUnavailableError("this machine has no NVIDIA GPU with a driver")
+        if device >= count:
+            raise TargetUnavailableError(f"there is no GPU {device} here, but {count}, from 0")
+        self(self.api.cudaSetDevice(device))
+
+    def __call__(self, returned: tuple[Any, ...]) -> Any:
+        status, *values = returned
+        if int(status):
+            _, text = self.api.cudaGetErrorString(status)
+            raise Smp3dExportError(f"CUDA: {text.decode()}")
+        return values[0] if values else None
+
+    def copy(self, to: int, source: int, size: int, stream: Any, *, to_host: bool = False) -> None:
+        kinds = self.api.cudaMemcpyKind
+        kind = kinds.cudaMemcpyDeviceToHost if to_host else kinds.cudaMemcpyHostToDevice
+        self(self.api.cudaMemcpyAsync(to, source, size, kind, stream))
+
+
+def logger(trt: Any) -> Any:
+    """A logger for one of the two modules that prints nothing and keeps the `errors`."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message)
+
+    return Log()
