@@ -17,13 +17,14 @@ from smp3d_export.graph import device_of, drop_unused, graph_module
 from smp3d_export.optimise.concat_conv import ConcatConv
 from smp3d_export.optimise.dilated_taps import LARGEST, DilatedTaps
 from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
+from smp3d_export.optimise.parallel_conv import ParallelConv
 from smp3d_export.optimise.rewrite import Rewrite
 from smp3d_export.optimise.upsample_conv import UpsampleConv
 
-REWRITES: tuple[Rewrite, ...] = (FoldBatchNorm(), DilatedTaps(), ConcatConv(), UpsampleConv())
+REWRITES: tuple[Rewrite, ...] = (FoldBatchNorm(), ParallelConv(), DilatedTaps(), ConcatConv(), UpsampleConv())
 
 # Those that a line of progress has room for, and that change the work.
-SHOWN = (DilatedTaps.name, UpsampleConv.name)
+SHOWN = (ParallelConv.name, DilatedTaps.name, UpsampleConv.name)
 
 # Weights are combined in float64, so what is left is the order of float32 sums.
 AGREEMENT = 1e-5

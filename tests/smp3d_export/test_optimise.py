@@ -19,6 +19,7 @@ from smp3d_export.optimise import REWRITES, graph_module, note_largest_sizes, op
 from smp3d_export.optimise.concat_conv import ConcatConv
 from smp3d_export.optimise.dilated_taps import DilatedTaps
 from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
+from smp3d_export.optimise.parallel_conv import ParallelConv
 from smp3d_export.optimise.rewrite import Miss, Rewrite
 from smp3d_export.optimise.upsample_conv import UpsampleConv
 
@@ -180,6 +181,86 @@ def test_fold_batch_norm_must_not_fire(case: str) -> None:
     module = module_of(model)
     assert [reason in text for text in misses(FoldBatchNorm(), module)] == [True]
     assert FoldBatchNorm().run(module) == 0
+
+
+PARALLEL = {
+    "two kernels": (Tiny(lambda x, a, b: a(x) + b(x), conv(), conv(kernel=1)), 1),
+    "the smaller first": (Tiny(lambda x, a, b: a(x) + b(x), conv(kernel=1, bias=False), conv()), 1),
+    "unequal kernels": (
+        Tiny(lambda x, a, b: a(x) + b(x), nn.Conv3d(4, 3, (5, 3, 1), padding=(2, 1, 0)), conv(kernel=1)),
+        1,
+    ),
+    "dilated": (Tiny(lambda x, a, b: a(x) + b(x), conv(dilation=2, padding=2), conv(kernel=1)), 1),
+    "a normalisation": (Tiny(lambda x, a, n: a(x) + n(x), conv(4, 4), nn.BatchNorm3d(4)), 1),
+    "plain, in groups": (
+        Tiny(lambda x, a, n: n(x) + a(x), conv(4, 4, groups=2), nn.BatchNorm3d(4, affine=False)),
+        1,
+    ),
+    "a chain": (
+        Tiny(
+            lambda x, a, b, c, n: (a(x) + b(x) + c(x) + n(x)).relu(),
+            *(conv(4, 4, groups=4), conv(4, 4, groups=4), conv(4, 4, 1, groups=4), nn.BatchNorm3d(4)),
+        ),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARALLEL)
+def test_parallel_conv(case: str) -> None:
+    model, times = PARALLEL[case]
+    module = check(ParallelConv(), model, times)
+    assert str(module.graph).count("aten.conv3d") == 1
+
+
+def test_parallel_conv_with_stride() -> None:
+    """On even sizes, for of others torch.export cannot tell that the two maps are alike."""
+    model = Tiny(lambda x, a, b: a(x) + b(x), conv(stride=2), conv(kernel=1, stride=2)).eval()
+    module = graph_module(capture(model, ShapeContract.of((1, 4, 8, 8, 8), multiple=TWICE)))
+    assert ParallelConv().run(module) == 1
+    x = torch.randn(2, 4, 6, 4, 10)
+    with torch.no_grad():
+        assert torch.allclose(module(x), model(x), atol=1e-5)
+
+
+PARALLEL_MISSES = {
+    "other maps": (Tiny(lambda x, a, b: a(x) + b(x.relu()), conv(), conv()), "different maps"),
+    "other groups": (Tiny(lambda x, a, b: a(x) + b(x), conv(4, 4), conv(4, 4, groups=2)), "groups"),
+    "other dilations": (
+        Tiny(lambda x, a, b: a(x) + b(x), conv(dilation=2, padding=2), conv()),
+        "dilations",
+    ),
+    "second user": (Tiny(lambda x, a, b: (lambda y: y + b(x) + y)(a(x)), conv(), conv()), "a second user"),
+    "other channels": (Tiny(lambda x, a, n: a(x[:, :2]) + n(x), conv(2, 4), nn.BatchNorm3d(4)), "of another map"),
+    "between": (Tiny(lambda x, a, b: a(x) + b(x).relu(), conv(), conv()), None),
+    "twice the same": (Tiny(lambda x, a: (lambda y: y + y)(a(x)), conv()), None),
+    "a number": (Tiny(lambda x, a: a(x) + 1, conv()), None),
+    "weighed": (Tiny(lambda x, a, b: torch.add(a(x), b(x), alpha=2), conv(), conv()), None),
+}
+
+
+@pytest.mark.parametrize("case", PARALLEL_MISSES)
+def test_parallel_conv_must_not_fire(case: str) -> None:
+    model, reason = PARALLEL_MISSES[case]
+    module = module_of(model)
+    found = misses(ParallelConv(), module)
+    assert all(reason is not None and reason in text for text in found)
+    assert bool(found) == (reason is not None)
+    assert ParallelConv().run(module) == 0
+
+
+def test_mobileone_becomes_a_chain_of_single_convolutions() -> None:
+    torch.manual_seed(0)
+    model = smp.Unet("mobileone_s0", encoder_weights=None, in_channels=1, encoder_depth=3, decoder_channels=(8, 8, 8))
+    randomise_normalisations(model.eval())
+    contract = ShapeContract.of((1, 1, 16, 16, 16), multiple=(8, 8, 8))
+    optimised = optimise(capture(model, contract))
+    blocks = sum(type(module).__name__ == "Block" and hasattr(module, "rbr_conv") for module in model.modules())
+    assert optimised.captured.rewrites["parallel-conv"] > blocks
+    graph = optimised.captured.program.graph
+    assert not any("batch_norm" in str(node.target) for node in graph.nodes)
+    # Those of the blocks and of the decoder, in which a concatenation's is split.
+    assert str(graph).count("aten.conv3d") <= blocks + 10
 
 
 def test_dilated_taps_go_along_the_axes_that_are_too_short_at_the_maximum() -> None:
