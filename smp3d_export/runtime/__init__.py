@@ -19,6 +19,7 @@ Outputs = dict[str, np.ndarray]
 # Target -> the module whose class `Runner` runs it.
 RUNNERS = {
     "torchscript": "smp3d_export.runtime.torchscript",
+    "aoti": "smp3d_export.runtime.aoti",
     "onnx": "smp3d_export.runtime.onnx",
     "openvino": "smp3d_export.runtime.openvino",
     "trt": "smp3d_export.runtime.tensorrt",

@@ -108,6 +108,7 @@ class Target(Protocol):
 TARGETS: Mapping[str, str] = MappingProxyType(
     {
         "torchscript": "smp3d_export.targets.torchscript",
+        "aoti": "smp3d_export.targets.aoti",
         "onnx": "smp3d_export.targets.onnx",
         "openvino": "smp3d_export.targets.openvino",
         "trt": "smp3d_export.targets.tensorrt:TRT",

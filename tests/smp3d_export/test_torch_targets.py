@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small import SMALL
+from typer.testing import CliRunner
 
-from smp3d_export import runtime
-from smp3d_export.errors import ShapeError
+from smp3d_export import inductor, runtime, targets
+from smp3d_export.cli import app
+from smp3d_export.errors import ShapeError, TargetUnavailableError, UsageError
+from smp3d_export.runtime.aoti import Runner
+from smp3d_export.targets import Precision
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -43,3 +52,128 @@ def test_torchscript_has_no_int8(cli) -> None:
     result = cli(*SMALL, "--to", "torchscript", "--precision", "int8", "--calibration", ".")
     assert result.exit_code == 3
     assert "torchscript has no int8: give --precision fp32, fp16, bf16" in result.stderr
+
+
+AOTI = targets.find("aoti").support(Precision.FP32, "cpu")
+needs_compiler = pytest.mark.skipif(not AOTI.ready, reason=AOTI.reason)
+
+
+@pytest.fixture(scope="module")
+def aoti(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export to AOTInductor with two outputs, which takes half a minute."""
+    folder = tmp_path_factory.mktemp("aoti") / "net"
+    arguments = [*SMALL, "--aux-params", "classes=2", "--to", "aoti", "--no-bench", "-o", str(folder)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@needs_compiler
+def test_aoti_is_dynamic_and_agrees(aoti: Path) -> None:
+    manifest = json.loads((aoti / "manifest.json").read_text())
+    assert {case["output"] for case in manifest["parity"]["cases"]} == {"masks", "labels"}
+    assert manifest["parity"]["relative"] < 1e-5
+    assert sorted(manifest["files"]) == ["golden.npz", "model.pt2"]
+    masks = runtime.load(aoti)(np.zeros((2, 1, 8, 40, 32), np.float32))["masks"]
+    assert masks.shape == (2, 1, 8, 40, 32)
+    assert masks.dtype == np.float32
+    assert masks.flags.c_contiguous
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 8, 44, 32), (1, 1, 8, 104, 32), (3, 1, 8, 40, 32), (1, 2, 8, 40, 32), (1, 40, 32)]
+)
+def test_aoti_refuses_a_shape_outside_the_contract(aoti: Path, shape: tuple[int, ...]) -> None:
+    """The package itself would run some of them, and return something of a wrong size."""
+    with pytest.raises(ShapeError):
+        runtime.load(aoti)(np.zeros(shape, np.float32))
+
+
+@needs_compiler
+def test_aoti_runs_in_a_process_without_this_package(aoti: Path) -> None:
+    script = """
+import sys, numpy as np, torch
+from torch._inductor import aoti_load_package
+program, golden = aoti_load_package("model.pt2"), np.load("golden.npz")
+masks, labels = program(torch.from_numpy(golden["image"]))
+assert program.get_metadata()["smp3d-export.target"] == '"aoti"'
+assert masks.is_contiguous() and not any(name.startswith("smp3d_export") for name in sys.modules)
+print(abs(masks.numpy() - golden["masks"]).max() / np.ptp(golden["masks"]))
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", script], cwd=aoti, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-5
+
+
+@needs_compiler
+def test_aoti_takes_the_threads_that_it_is_given(aoti: Path) -> None:
+    with zipfile.ZipFile(aoti / "model.pt2") as package:
+        code = "".join(package.read(name).decode() for name in package.namelist() if name.endswith(".cpp"))
+    assert "#pragma omp parallel" in code
+    assert "omp parallel num_threads" not in code
+    threads = torch.get_num_threads()
+    try:
+        runtime.load(aoti, threads=threads + 1)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("compiled_for", "error"),
+    [
+        ({"machine": platform.machine(), "features": ["amx_future"]}, "has amx_future, which this one lacks"),
+        ({"machine": "riscv64", "features": []}, "has the instructions of riscv64, which this one lacks"),
+    ],
+)
+def test_aoti_does_not_run_on_a_processor_that_it_was_not_compiled_for(
+    aoti: Path, compiled_for: dict, error: str
+) -> None:
+    manifest = json.loads((aoti / "manifest.json").read_text()) | {"compiled_for": compiled_for}
+    with pytest.raises(TargetUnavailableError, match=error):
+        Runner(aoti, manifest)
+
+
+@needs_compiler
+def test_aoti_runs_on_the_kind_of_device_that_it_was_compiled_for(aoti: Path) -> None:
+    with pytest.raises(UsageError, match="compiled for cpu, and cannot run on cuda:1: export it with --device cuda:1"):
+        runtime.load(aoti, device="cuda:1")
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_aoti_in_bf16(cli) -> None:
+    result = cli(*SMALL, "--to", "aoti", "--precision", "bf16", "--aux-params", "classes=2", "--no-bench", "-o", "net")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads(Path("net/manifest.json").read_text())
+    assert 1e-5 < manifest["parity"]["relative"] < 3e-2
+    assert manifest["kept_fp32"]
+    assert runtime.load("net")(np.zeros((2, 1, 8, 40, 32), np.float32))["masks"].dtype == np.float32
+
+
+def test_an_interrupted_compilation_leaves_nothing(cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        build = Path(os.environ[inductor.CACHE])
+        assert build.is_relative_to(tmp_path)
+        (build / "half.cpp").write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inductor.shutil, "which", lambda name: name)
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", interrupted)
+    monkeypatch.setenv(inductor.CACHE, "the user's")
+    assert cli(*SMALL, "--to", "aoti", "--no-bench", "-o", "net").exit_code == 130
+    assert list(tmp_path.iterdir()) == []
+    assert os.environ[inductor.CACHE] == "the user's"
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(TargetUnavailableError, match=r"no-such-compiler is not found: apt install g\+\+"):
+        targets.ready("aoti")
+
+
+def test_fp16_of_the_compiler_is_for_gpus() -> None:
+    with pytest.raises(TargetUnavailableError, match=r"aoti in fp16 .* on a GPU alone: give --precision bf16"):
+        targets.ready("aoti", Precision.FP16)
