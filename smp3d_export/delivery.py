@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from smp3d_export import artifact, manifest, runtime, targets, validate
+from smp3d_export import artifact, hardware, manifest, runtime, targets, validate
 from smp3d_export.errors import ParityError, Smp3dExportError, TargetUnavailableError, TooSlowError
 from smp3d_export.progress import Reporter
 from smp3d_export.report import Verdict
@@ -78,7 +78,7 @@ class Delivery:
         throughput = None
         if request.bench and isinstance(runner, runtime.Runner):
             throughput = self._throughput(runner).with_costs(
-                build_seconds, validate.peak_memory(folder, self.threads, request.device)
+                build_seconds, validate.peak_memory(folder, self.threads, request.device), hardware.cores()
             )
         files = artifact.describe_files(folder)
         artifact.write_manifest(folder, manifest.complete(description, files, parity, throughput, not_run))

@@ -45,7 +45,7 @@ class Throughput:
     """The artifact, and what it was measured against by name; the first of them is what it is judged by.
 
     `peak_memory` is that of a process that loads and runs the artifact alone, in bytes; `build_seconds` what making it
-    took. Either is None where it was not measured.
+    took; `cores` how many the machine had to give, of which `threads` were used. Each is None where it is not known.
     """
 
     shape: tuple[int, ...]
@@ -56,6 +56,7 @@ class Throughput:
     ratios: Mapping[str, Ratio]
     build_seconds: float | None = None
     peak_memory: int | None = None
+    cores: int | None = None
 
     @property
     def against(self) -> str:
@@ -74,8 +75,8 @@ class Throughput:
     def interval(self) -> tuple[float, float]:
         return self.ratios[self.against].interval
 
-    def with_costs(self, build_seconds: float, peak_memory: int | None) -> Throughput:
-        return replace(self, build_seconds=build_seconds, peak_memory=peak_memory)
+    def with_costs(self, build_seconds: float, peak_memory: int | None, cores: int) -> Throughput:
+        return replace(self, build_seconds=build_seconds, peak_memory=peak_memory, cores=cores)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"against": self.against, "speedup": self.speedup, "interval": self.interval}

@@ -33,6 +33,10 @@ def show(report: Report, console: Console, *, speed: bool = True) -> None:
     for verdict in report.verdicts:
         for line, colour in remarks(verdict):
             console.print(f"  {line}", style=colour, markup=False, highlight=False)
+    measured = next((verdict.throughput for verdict in report.verdicts if verdict.throughput), None)
+    if measured is not None and (measured.cores or 0) > measured.threads:
+        note = f"measured on {measured.threads} of {measured.cores} cores: --threads {measured.cores} uses all"
+        console.print(f"  {note}", style="dim", highlight=False)
     for verdict in report.verdicts:
         if verdict.folder is not None:
             console.print(

@@ -18,7 +18,7 @@ import torch
 from small import SMALL
 
 import smp3d_export as smp
-from smp3d_export import artifact, runtime
+from smp3d_export import artifact, hardware, runtime
 from smp3d_export.errors import ShapeError
 from smp3d_export.network import build, randomise_normalisations
 from smp3d_export.request import NetworkRequest
@@ -157,6 +157,14 @@ def test_too_slow_is_an_exit_code_of_its_own_and_the_artifact_is_kept(cli) -> No
     assert result.exit_code == 6
     assert "--min-speedup asks for 1000" in result.output
     assert Path("net/model.onnx").exists()
+
+
+def test_cores_that_were_not_used_are_said(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 4)
+    result = cli(*SMALL, "--threads", "1", "-o", "net")
+    assert "measured on 1 of 4 cores: --threads 4 uses all" in result.output
+    throughput = json.loads(Path("net/manifest.json").read_text())["throughput"]
+    assert (throughput["threads"], throughput["cores"]) == (1, 4)
 
 
 def test_a_wrong_artifact_fails_and_goes_beside(cli, monkeypatch: pytest.MonkeyPatch) -> None:
