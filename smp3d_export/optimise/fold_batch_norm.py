@@ -1,4 +1,4 @@
-"""A batch normalisation folds into the convolution before it.
+"""A batch normalisation folds into the convolution before it, a transposed one too.
 
     (conv(x, w) + b - mean) * s + beta = conv(x, w * s) + (b - mean) * s + beta,   s = gamma / sqrt(variance + eps)
 
@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from smp3d_export.graph import add_constant, arguments_of, aten, constant, is_call
-from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
+from smp3d_export.optimise.rewrite import Miss, Rewrite, replace
 
 
 @dataclass(frozen=True)
 class Match:
-    conv_node: Node
-    conv: Conv
+    conv: Node
     weight: Tensor
     bias: Tensor
 
@@ -31,15 +30,16 @@ class FoldBatchNorm(Rewrite):
     def match(self, module: GraphModule, node: Node) -> Match | Miss | None:
         if not is_call(node, aten.batch_norm.default):
             return None
-        conv_node, gamma, beta, mean, variance, training, _, epsilon = arguments_of(node)[:8]
-        conv = Conv.of(conv_node)
-        if conv is None:
+        conv, gamma, beta, mean, variance, training, _, epsilon = arguments_of(node)[:8]
+        transposed = is_call(conv, aten.conv_transpose3d.input)
+        if not transposed and not is_call(conv, aten.conv3d.default):
             return Miss("it does not follow a convolution")
         if training:
             return Miss("it is in training mode")
-        if len(conv_node.users) > 1:
+        if len(conv.users) > 1:
             return Miss("the convolution has a second user")
-        weight, bias = constant(module, conv.weight), constant(module, conv.bias)
+        arguments = arguments_of(conv)
+        weight, bias = (constant(module, argument) for argument in (*arguments, None)[1:3])
         mean, variance = constant(module, mean), constant(module, variance)
         if weight is None or mean is None or variance is None:
             return Miss("its weights are not constants")
@@ -49,15 +49,23 @@ class FoldBatchNorm(Rewrite):
         shift = ((bias.double() if bias is not None else 0.0) - mean.double()) * scale
         if (b := constant(module, beta)) is not None:
             shift = shift + b.double()
-        scaled = weight.double() * scale.reshape(-1, 1, 1, 1, 1)
-        return Match(conv_node, conv, scaled.to(weight.dtype), shift.to(weight.dtype))
+        if transposed:
+            scale = by_inputs(scale, weight, groups=arguments[6] if len(arguments) > 6 else 1)
+        else:
+            scale = scale[:, None]
+        scaled = weight.double() * scale[:, :, None, None, None]
+        return Match(conv, scaled.to(weight.dtype), shift.to(weight.dtype))
 
     def apply(self, module: GraphModule, node: Node, match: Match) -> None:
-        conv = match.conv
-        with module.graph.inserting_before(match.conv_node):
-            weight = add_constant(module, match.weight, conv.weight)
-            bias = add_constant(module, match.bias, conv.weight, "bias")
-            arguments = (conv.input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-            new = module.graph.call_function(aten.conv3d.default, arguments)
+        input, weight, *rest = arguments_of(match.conv)
+        with module.graph.inserting_before(match.conv):
+            scaled = add_constant(module, match.weight, weight)
+            bias = add_constant(module, match.bias, weight, "bias")
+            new = module.graph.call_function(match.conv.target, (input, scaled, bias, *rest[1:]))
         replace(node, new)
-        module.graph.erase_node(match.conv_node)
+        module.graph.erase_node(match.conv)
+
+
+def by_inputs(scale: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """The scale of output channels as a transposed convolution's weight has them: inputs, outputs of their group."""
+    return scale.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)

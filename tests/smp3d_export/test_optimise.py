@@ -169,6 +169,15 @@ def test_fold_batch_norm(bias: bool, affine: bool) -> None:
     assert "batch_norm" not in str(module.graph)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_fold_batch_norm_into_a_transposed_convolution(groups: int, bias: bool) -> None:
+    """Of as many inputs as outputs, so that scaling the wrong ones would show by values alone."""
+    layer = nn.ConvTranspose3d(4, 4, 4, stride=2, padding=1, groups=groups, bias=bias)
+    module = check(FoldBatchNorm(), Tiny(lambda x, c, n: n(c(x)), layer, nn.BatchNorm3d(4)))
+    assert "batch_norm" not in str(module.graph)
+
+
 BATCH_NORM_MISSES = {
     "no convolution": (Tiny(lambda x, n: n(x.relu()), nn.BatchNorm3d(4)), "it does not follow a convolution"),
     "second user": (Tiny(lambda x, c, n: (lambda y: n(y) + y)(c(x)), conv(), nn.BatchNorm3d(3)), "second user"),
