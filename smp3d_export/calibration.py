@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,10 @@ class Calibration:
                     image = image.take(range(start, start + size), axis=axis)
                 yield np.ascontiguousarray(image)
 
+    def batches(self, contract: ShapeContract) -> Batches:
+        """The patches in batches of the optimum's N, for a graph whose batch may be frozen."""
+        return Batches(self, contract)
+
     def to_dict(self) -> dict[str, object]:
         """For the manifest."""
         normalisation = None if self.normalisation is None else str(self.normalisation)
@@ -78,6 +83,27 @@ class Calibration:
             "normalisation": normalisation,
             "seed": self.seed,
         }
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Patches as (N, C, H, W, D) of the contract's optimum; made anew each time, so they are not all in memory.
+
+    What is over when the last batch is full is left out; of fewer patches than one batch some are repeated.
+    """
+
+    calibration: Calibration
+    contract: ShapeContract
+
+    def __len__(self) -> int:
+        return max(1, self.calibration.count // self.contract.opt[0])
+
+    def __iter__(self) -> Iterator[Volume]:
+        size = self.contract.opt[0]
+        patches = self.calibration.patches(self.contract)
+        for _ in range(len(self)):
+            batch = list(islice(patches, size))
+            yield np.concatenate([batch[number % len(batch)] for number in range(size)])
 
 
 def mirrored(volume: Volume, sizes: list[int]) -> Volume:

@@ -21,13 +21,14 @@ HINT = "INFERENCE_PRECISION_HINT"
 # What the plugin calls the instructions of a type, among what it says the processor can do.
 CAPABILITIES = {"f16": "FP16", "bf16": "BF16"}
 # What a precision is computed in, given the instructions for it.
-PREFERRED = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+PREFERRED = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 
 
 def arithmetic(precision: str, preferred: str | None = None) -> str:
     """What this machine computes a precision in: f32, f16 or bf16; `preferred`, if it can.
 
-    Half precision without instructions for it are weights of half precision, computed in f32.
+    Of int8 it is what is not quantised that is computed in it: f32, for bf16 is no faster there. Half precision without
+    instructions for it are weights of half precision, computed in f32.
 
     Raises:
         TargetUnavailableError: it is bf16, and the processor has no instructions for that.

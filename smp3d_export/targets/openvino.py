@@ -6,13 +6,13 @@ What changes numbers is set for each precision, here (weights on disk) and in th
     fp32        fp32      f32
     fp16        fp16      f16 where the CPU plugin has it, else f32
     bf16        fp16      bf16, on processors with instructions for it
+    int8        int8      int8, and f32 between and in what is not quantised
 
 The plugin rounds the weights to bf16 itself; on disk fp16 keeps three bits more than that and takes as little room.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from smp3d_export.contract import INPUT, ShapeContract
 from smp3d_export.errors import ExportError, TargetUnavailableError, UsageError
-from smp3d_export.targets import Exported, Options, Precision, Support, onnx
+from smp3d_export.targets import Exported, Options, Precision, Support, nncf, onnx
 from smp3d_export.targets.sizes import megabytes
 
 if TYPE_CHECKING:
@@ -37,16 +37,19 @@ from_onnx = True
 
 FILE = "model.xml"
 
-PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
+INSTALL = "pip install 'smp3d-export[openvino]'"
 # By default OpenVINO would compress the weights in every precision.
 COMPRESSED = (Precision.FP16, Precision.BF16)
 
 
 def support(precision: Precision, device: str) -> Support:
     if find_spec("openvino") is None:
-        return Support.no("OpenVINO is not installed", "pip install 'smp3d-export[openvino]'")
+        return Support.no("OpenVINO is not installed", INSTALL)
     if precision not in PRECISIONS:
         return Support.none(name, precision, PRECISIONS)
+    if precision is Precision.INT8 and find_spec("nncf") is None:
+        return Support.no("NNCF, which quantises for OpenVINO, is not installed", INSTALL)
     from smp3d_export.runtime.openvino import arithmetic
 
     try:
@@ -69,13 +72,19 @@ def export(source: Exportable, options: Options, folder: Path) -> Exported:
     """Write `model.xml` and `model.bin`, with the contract's bounds on the input.
 
     Raises:
-        ExportError: the ONNX exporter or OpenVINO's reader fails.
+        ExportError: the ONNX exporter, OpenVINO's reader or the quantisation fails.
+        UsageError: the calibration does not fit the network.
     """
     import openvino
 
     from smp3d_export.runtime.openvino import arithmetic
 
     model = read(graph(source, options))
+    quantisation = {}
+    if options.precision is Precision.INT8:
+        assert options.calibration is not None
+        model = nncf.quantised(model, options.calibration, source.contract)
+        quantisation = {"quantisation": nncf.facts(model), "calibration": options.calibration.to_dict()}
     try:
         model.reshape({INPUT: bounds(source.contract)})
     except RuntimeError as error:
@@ -89,6 +98,7 @@ def export(source: Exportable, options: Options, folder: Path) -> Exported:
         "operations": len(model.get_ops()),
         "weights": weights_of(openvino.Core().read_model(folder / FILE)),
         "arithmetic": arithmetic(options.precision),
+        **quantisation,
     }
     summary = "{operations} operations, {size}, {weights} weights, {arithmetic} arithmetic"
     return Exported(summary.format(size=megabytes(size), **facts), facts)
@@ -117,17 +127,14 @@ def read(model: ModelProto) -> openvino.Model:
         ExportError: OpenVINO cannot read it.
     """
     import openvino
-    from onnx import external_data_helper, save_model
+
+    from smp3d_export.onnx_file import in_files, too_large
 
     core = openvino.Core()
     try:
-        if model.ByteSize() <= onnx.MESSAGE_LIMIT:
+        if not too_large(model):
             return core.read_model(model.SerializeToString())
-        # OpenVINO may go on reading from the files, which Linux keeps for it and Windows does not let go.
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            file = Path(folder) / onnx.FILE
-            save_model(model, file, save_as_external_data=True, location=f"{onnx.FILE}.data")  # it takes them out
-            external_data_helper.load_external_data_for_model(model, folder)
+        with in_files(model) as file:
             return core.read_model(file)
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot read the ONNX graph: {error}") from error

@@ -1,0 +1,167 @@
+"""int8: really 8 bits where it should be, the rest left out with its reason, and the ranges from the user's volumes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+from small import SMALL
+from typer.testing import CliRunner
+
+from smp3d_export import runtime
+from smp3d_export.calibration import Calibration
+from smp3d_export.cli import app
+from smp3d_export.contract import ShapeContract
+from smp3d_export.errors import UsageError
+from smp3d_export.targets import Precision
+from smp3d_export.targets import openvino as openvino_target
+from smp3d_export.validators.inputs import volume
+
+pytest.importorskip("nncf")
+
+# With these random weights every class has its part of the volume, so that a Dice coefficient says something.
+DEPTHWISE = ("unet", "efficientnet-b0", *SMALL[2:], "--classes", "3", "--seed", "1")
+NETWORKS = {"plain": (*SMALL, "--classes", "2"), "depthwise": DEPTHWISE}
+
+Make = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to calibrate on: a volume that is larger than the optimum, and one that is smaller along an axis."""
+    folder = tmp_path_factory.mktemp("scans")
+    for seed, sizes in ((7, (48, 40, 32)), (8, (40, 16, 24))):
+        np.save(folder / f"scan{seed}.npy", volume((1, 1, *sizes), seed)[0, 0])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory, scans: Path) -> Make:
+    """Exports a network of the table to a target, once, by the command line."""
+    folder = tmp_path_factory.mktemp("int8")
+
+    def make(target: str, network: str) -> Path:
+        place = folder / f"{target}-{network}"
+        if not place.exists():
+            arguments = [*NETWORKS[network], "--to", target, "--precision", "int8", "--calibration", str(scans)]
+            result = CliRunner().invoke(app, [*arguments, "--no-bench", "-o", str(place)])
+            assert result.exit_code == 0, result.output
+            assert "━" not in result.output, "a progress bar of another's"
+        return place
+
+    return make
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+TARGETS = ["openvino"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_manifest_says_what_is_in_int8_and_from_which_volumes(artifact: Make, target: str) -> None:
+    manifest = manifest_of(artifact(target, "plain"))
+    assert manifest["precision"] == "int8"
+    assert manifest["calibration"]["files"] == ["scan7.npy", "scan8.npy"]
+    assert manifest["quantisation"]["int8"] == manifest["quantisation"]["layers"] == 19
+    # Not a higher precision under another name.
+    assert 1e-3 < manifest["parity"]["relative"] < 5e-2
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_depthwise_convolutions_stay_out_and_the_regions_stay_where_they_are(artifact: Make, target: str) -> None:
+    folder = artifact(target, "depthwise")
+    manifest = manifest_of(folder)
+    out = {row["reason"]: row["count"] for row in manifest["quantisation"]["left_out"].values()}
+    assert [count for reason, count in out.items() if "depthwise" in reason] == [5]
+    assert manifest["quantisation"]["int8"] == manifest["quantisation"]["layers"] - sum(out.values())
+    shares = np.bincount(np.load(folder / "golden.npz")["masks"].argmax(1).ravel(), minlength=3) / 8**3
+    assert shares.min() > 0.05, "a Dice coefficient of nothing"
+    assert manifest["parity"]["dice"] > 0.97
+
+
+def test_openvino_computes_in_int8(artifact: Make) -> None:
+    run: Any = runtime.load(artifact("openvino", "plain"))
+    kernels = [operation.get_rt_info() for operation in run.model.get_runtime_model().get_ops()]
+    kinds = {
+        kernel["primitiveType"].astype(str).rpartition("_")[2].lower()
+        for kernel in kernels
+        if kernel["layerType"].astype(str) in ("Convolution", "Deconvolution")
+    }
+    assert kinds == {"i8"}
+    assert run.arithmetic == manifest_of(artifact("openvino", "plain"))["arithmetic"] == "f32"
+    model = openvino.Core().read_model(artifact("openvino", "plain") / "model.xml")
+    types = [operation.get_type_name() for operation in model.get_ops()]
+    assert types.count("FakeQuantize") >= 19
+    weights = sum(tensor.stat().st_size for tensor in artifact("openvino", "plain").glob("model.bin"))
+    assert weights < 0.3 * 8.9e6, "of what it takes in fp32"
+
+
+def test_from_an_onnx_file_without_torch(exported: Path, scans: Path, tmp_path: Path) -> None:
+    """NNCF would import torch, and report its use, where it can."""
+    code = (
+        "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules\n"
+        "from nncf.telemetry.wrapper import telemetry\n"
+        "assert type(telemetry).__name__ != 'NNCFTelemetry'"
+    )
+    arguments = ["from", str(exported / "model.onnx"), "--to", "openvino", "--no-bench", "--json"]
+    arguments += ["--precision", "int8", "--calibration", str(scans), "-o", str(tmp_path / "net")]
+    done = subprocess.run([sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verdicts"][0]["parity"]["passed"], "and nothing else on stdout"
+    assert manifest_of(tmp_path / "net")["weights"] == "i8"
+
+
+def test_without_nncf_there_is_a_way_out(cli, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_target, "find_spec", lambda name: None if name == "nncf" else find_spec(name))
+    assert openvino_target.support(Precision.FP32, "cpu").ready
+    result = cli(*SMALL, "--to", "openvino", "--precision", "int8", "--calibration", scans)
+    assert result.exit_code == 3
+    assert "pip install 'smp3d-export[openvino]'" in " ".join(result.stderr.split())
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_without_volumes_there_is_no_int8(cli, target: str) -> None:
+    result = cli(*SMALL, "--to", target, "--precision", "int8")
+    assert result.exit_code == 2
+    assert "--calibration" in result.stderr
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_volumes_with_other_channels_are_refused(cli, target: str) -> None:
+    Path("scans").mkdir()
+    np.save("scans/two.npy", np.zeros((2, 32, 24, 16), np.float32))
+    result = cli(*SMALL, "--to", target, "--precision", "int8", "--calibration", "scans", "-o", "net")
+    assert result.exit_code == 2
+    assert "two.npy' has 2 channels" in " ".join(result.output.split())
+
+
+def test_batches_have_the_optimum_of_a_frozen_contract(scans: Path) -> None:
+    contract = ShapeContract.of((3, 1, 32, 24, 16), multiple=(8, 8, 8), least=(8, 8, 8), static=True)
+    batches = Calibration(scans, count=7).batches(contract)
+    first, again = list(batches), list(batches)
+    assert [batch.shape for batch in first] == [(3, 1, 32, 24, 16)] * len(batches) == [contract.opt] * 2
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    (filled,) = Calibration(scans, count=2).batches(contract)
+    assert np.array_equal(filled[0], filled[2])
+    assert not np.array_equal(filled[0], filled[1])
+
+
+def test_a_small_volume_is_mirrored_and_a_folder_without_one_refused(scans: Path, tmp_path: Path) -> None:
+    contract = ShapeContract.of((1, 1, 64, 32, 32), multiple=(8, 8, 8), least=(8, 8, 8))
+    assert {patch.shape for patch in Calibration(scans, count=4).patches(contract)} == {(1, 1, 64, 32, 32)}
+    with pytest.raises(UsageError, match="has no volume in it"):
+        Calibration(tmp_path).files()
