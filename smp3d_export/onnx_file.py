@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 PREFIX = "smp3d-export."
 FLOAT = 1  # onnx.TensorProto.FLOAT
+# A protobuf message cannot be larger than 2 GB; some room is left for what is not weights.
+MESSAGE_LIMIT = 2**31 - 2**24
 SMALL = 1024  # bytes; what is larger is no list of sizes
 
 
@@ -63,7 +67,7 @@ def read(path: Path) -> OnnxFile:
         raise UsageError(f"there is no file {str(path)!r}")
     try:
         model = onnx.load(path)
-        onnx.checker.check_model(model if model.ByteSize() < 2**31 - 2**24 else path)
+        onnx.checker.check_model(path if too_large(model) else model)
     except Exception as error:  # protobuf, the checker and a missing data file each have their own
         raise UsageError(f"{str(path)!r} is no ONNX file that can be read: {error}") from error
     description = {}
@@ -87,6 +91,82 @@ def read(path: Path) -> OnnxFile:
         Precision(description.get("precision", Precision.FP32)),
         description,
     )
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph of less than 2 GB, weight by weight, for to serialise it whole takes the weights' memory again.
+
+    A message in a message is its field's tag, its length and its bytes; the order of fields is free.
+    """
+    from onnx import GraphProto, ModelProto
+
+    graph = bare(model.graph, "initializer")
+    sizes = [sum(map(len, serialised(tensor))) for tensor in model.graph.initializer]
+    frames = [framed(GraphProto.INITIALIZER_FIELD_NUMBER, size) for size in sizes]
+    size = len(graph) + sum(map(len, frames)) + sum(sizes)
+    with path.open("wb") as file:
+        file.write(bare(model, "graph") + framed(ModelProto.GRAPH_FIELD_NUMBER, size) + graph)
+        for frame, tensor in zip(frames, model.graph.initializer, strict=True):
+            file.writelines((frame, *serialised(tensor)))
+
+
+def serialised(tensor: onnx.TensorProto) -> tuple[bytes, ...]:
+    """A weight in pieces, of which the last are its values as they are: protobuf would copy them three times."""
+    from onnx import TensorProto
+
+    values = tensor.raw_data
+    if not values:
+        return (tensor.SerializeToString(),)
+    head = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return head.SerializeToString(), framed(TensorProto.RAW_DATA_FIELD_NUMBER, len(values)), values
+
+
+def too_large(model: onnx.ModelProto) -> bool:
+    """Whether a graph passes what one protobuf message may have, so that its weights go into a file of their own.
+
+    By its weights' shapes: to ask protobuf for the size would serialise it.
+    """
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    weights = model.graph.initializer
+    return sum(prod(t.dims) * tensor_dtype_to_np_dtype(t.data_type).itemsize for t in weights) > MESSAGE_LIMIT
+
+
+@contextmanager
+def in_files(model: onnx.ModelProto) -> Iterator[Path]:
+    """A graph as a file with its weights in another, for as long as it is needed."""
+    from onnx import external_data_helper, save_model
+
+    # A reader may go on reading from the files, which Linux keeps for it and Windows does not let go.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "model.onnx"
+        save_model(model, file, save_as_external_data=True, location="model.onnx.data")  # it takes them out
+        external_data_helper.load_external_data_for_model(model, folder)
+        yield file
+
+
+def bare(message: Any, without: str) -> bytes:
+    """A protobuf message, serialised without one of its fields."""
+    copy = type(message)()
+    for part, value in message.ListFields():
+        if part.name == without:
+            continue
+        if hasattr(value, "extend"):
+            getattr(copy, part.name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(copy, part.name).CopyFrom(value)
+        else:
+            setattr(copy, part.name, value)
+    return copy.SerializeToString()
+
+
+def framed(number: int, size: int) -> bytes:
+    """What stands before the bytes of a field that is a message: its tag, and its length in groups of 7 bits."""
+    out = bytearray([number << 3 | 2])
+    while size > 127:
+        out.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*out, size])
 
 
 def tensor_shapes(model: onnx.ModelProto, shape: Shape) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from smp3d_export.capture import Captured, capture
 from smp3d_export.contract import Shape
 from smp3d_export.graph import device_of, drop_unused, graph_module
+from smp3d_export.hardware import return_free_memory
 from smp3d_export.optimise.concat_conv import ConcatConv
 from smp3d_export.optimise.dilated_taps import LARGEST, DilatedTaps
 from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
@@ -53,9 +54,10 @@ def optimise(captured: Captured) -> Optimised:
     before = gflop(module, captured.contract.opt)
     fired = {rewrite.name: rewrite.run(module) for rewrite in REWRITES}
     fired = {name: times for name, times in fired.items() if times}
+    drop_unused(module)
     if not fired or not agrees(module, captured):
         return Optimised(captured, before, before)
-    drop_unused(module)
+    return_free_memory()  # weights in float64 came and went: the holes are as large as the network
     after = gflop(module, captured.contract.opt)
     return Optimised(replace(capture(module, captured.contract), rewrites=fired), before, after)
 

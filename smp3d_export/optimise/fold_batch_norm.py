@@ -53,7 +53,7 @@ class FoldBatchNorm(Rewrite):
             scale = by_inputs(scale, weight, groups=arguments[6] if len(arguments) > 6 else 1)
         else:
             scale = scale[:, None]
-        scaled = weight.double() * scale[:, :, None, None, None]
+        scaled = weight.double().mul_(scale[:, :, None, None, None])
         return Match(conv, scaled.to(weight.dtype), shift.to(weight.dtype))
 
     def apply(self, module: GraphModule, node: Node, match: Match) -> None:

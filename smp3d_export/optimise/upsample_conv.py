@@ -29,6 +29,9 @@ class Match:
     weight: Tensor
 
 
+CHANNELS = 64
+
+
 class UpsampleConv(Rewrite):
     name = "upsample-conv"
 
@@ -86,4 +89,9 @@ def transposed_kernel(weight: Tensor, scale: tuple[int, ...]) -> Tensor:
         for t in range(s + 2):
             for k in range(3):
                 matrix[t, k] = float(0 <= t + k - 2 < s)
-    return torch.einsum("oiabc,xa,yb,zc->ioxyz", weight.double(), *taps).to(weight.dtype)
+    outputs, inputs = weight.shape[:2]
+    kernel = weight.new_empty(inputs, outputs, *(s + 2 for s in scale))
+    # In parts, for in float64 the whole is several times the weights of the largest layer.
+    for part, made in zip(weight.split(CHANNELS, 1), kernel.split(CHANNELS), strict=True):
+        made.copy_(torch.einsum("oiabc,xa,yb,zc->ioxyz", part.double(), *taps))
+    return kernel

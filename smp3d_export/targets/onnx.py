@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from smp3d_export.contract import AXES, INPUT, OUTPUT_AXES
 from smp3d_export.errors import ExportError, UsageError
+from smp3d_export.hardware import return_free_memory
 from smp3d_export.targets import Exported, Options, Precision, Support
 from smp3d_export.targets.sizes import megabytes
 
@@ -29,8 +30,6 @@ from_onnx = False
 FILE = "model.onnx"
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
 OPSETS = range(18, 26)
-# A protobuf message cannot be larger; some room is left for what is not weights.
-MESSAGE_LIMIT = 2**31 - 2**24
 
 
 def support(precision: Precision, device: str) -> Support:
@@ -51,18 +50,18 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     """Write `model.onnx`, its weights beside it where they are over 2 GB.
 
     Raises:
-        ExportError: the exporter fails, or what it made is no valid ONNX of the opset that was asked for.
+        ExportError: the exporter fails, or makes no valid ONNX of the opset that was asked for.
     """
     import onnx
 
+    from smp3d_export.onnx_file import save, too_large
+
     model = graph(captured, options)
     onnx.helper.set_model_props(model, dict(options.metadata))
-    large = model.ByteSize() > MESSAGE_LIMIT
-    onnx.save_model(model, folder / FILE, save_as_external_data=large, location=f"{FILE}.data")
-    try:
-        onnx.checker.check_model(folder / FILE, full_check=False)
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"the exported file is no valid ONNX: {error}") from error
+    if too_large(model):
+        onnx.save_model(model, folder / FILE, save_as_external_data=True, location=f"{FILE}.data")
+    else:
+        save(model, folder / FILE)
     size = sum(file.stat().st_size for file in folder.glob(f"{FILE}*"))
     nodes = len(model.graph.node)
     summary = f"opset {options.opset}, {nodes} nodes, {megabytes(size)}"
@@ -106,6 +105,8 @@ def convert(captured: Captured, opset: int) -> onnx.ModelProto:
     """
     import torch
 
+    from smp3d_export.onnx_file import too_large
+
     try:
         with quiet():
             program = torch.onnx.export(
@@ -117,6 +118,7 @@ def convert(captured: Captured, opset: int) -> onnx.ModelProto:
                 verbose=False,
             )
             assert program is not None
+            weights = take_weights(program)
             model = program.model_proto
     except Exception as error:  # the exporter lets whatever a decomposition raises through
         hint = ". Some operators have no form for dynamic axes: --static may do" if captured.contract.dynamic else ""
@@ -124,9 +126,55 @@ def convert(captured: Captured, opset: int) -> onnx.ModelProto:
     made = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if made != opset:
         raise ExportError(f"opset {opset} was asked for, but the exporter made {made}: give --opset {made}")
-    if model.ByteSize() <= MESSAGE_LIMIT:
-        model = simplified(model)
+    if not too_large(model):
+        model = checked(simplified(model))
+    give_back(model, weights)
     tidy(model, captured)
+    return model
+
+
+def take_weights(program: Any) -> dict[str, Any]:
+    """Make the weights of convolutions inputs of a graph, for they are most of it and nothing folds them any further.
+
+    What copies a graph from here on, onnxsim several times, copies no weights.
+    """
+    graph = program.model.graph
+    weights = {}
+    for name, value in list(graph.initializers.items()):
+        if all(use.node.op_type in ("Conv", "ConvTranspose") for use in value.uses()):
+            weights[name] = value.const_value
+            del graph.initializers[name]
+            graph.inputs.append(value)
+    return weights
+
+
+def give_back(model: onnx.ModelProto, weights: Mapping[str, Any]) -> None:
+    """Undo `take_weights`; each weight is copied this once, the largest while there are few others."""
+    graph = model.graph
+    inputs = [value for value in graph.input if value.name not in weights]
+    used = {name for node in graph.node for name in node.input}
+    del graph.input[:]
+    graph.input.extend(inputs)
+    for name, tensor in sorted(weights.items(), key=lambda item: item[1].nbytes, reverse=True):
+        if name in used:
+            graph.initializer.add(
+                name=name, data_type=int(tensor.dtype), dims=tuple(tensor.shape), raw_data=tensor.tobytes()
+            )
+    return_free_memory()
+
+
+def checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, which is valid.
+
+    Raises:
+        ExportError: it is not.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the exporter made no valid ONNX: {error}") from error
     return model
 
 

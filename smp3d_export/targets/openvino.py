@@ -81,7 +81,7 @@ def export(source: Exportable, options: Options, folder: Path) -> Exported:
 
     model = read(graph(source, options))
     quantisation = {}
-    if options.precision is Precision.INT8:
+    if options.precision is Precision.INT8 and source.precision is not Precision.INT8:
         assert options.calibration is not None
         model = nncf.quantised(model, options.calibration, source.contract)
         quantisation = {"quantisation": nncf.facts(model), "calibration": options.calibration.to_dict()}

@@ -11,10 +11,8 @@ the first run, so it builds anywhere, for GPUs of the compute capabilities that 
 from __future__ import annotations
 
 import importlib
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from math import prod
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from smp3d_export import hardware
 from smp3d_export.contract import INPUT, Shape, ShapeContract, written
 from smp3d_export.errors import ExportError, UsageError
-from smp3d_export.onnx_file import in_fp32, tensor_shapes, tensor_types
+from smp3d_export.onnx_file import in_files, in_fp32, tensor_shapes, tensor_types, too_large
 from smp3d_export.runtime.tensorrt import Cuda, index_of, logger
 from smp3d_export.targets import Exported, Options, Precision, Support, onnx
 from smp3d_export.targets.sizes import megabytes
@@ -198,7 +196,7 @@ def parse(parser: Any, model: ModelProto) -> None:
     Raises:
         ExportError: the parser has no form for an operator; the message says which.
     """
-    if model.ByteSize() <= onnx.MESSAGE_LIMIT:
+    if not too_large(model):
         parsed = parser.parse(model.SerializeToString())
     else:
         with in_files(model) as file:
@@ -209,18 +207,6 @@ def parse(parser: Any, model: ModelProto) -> None:
             f"TensorRT's parser has no form for {error.node_operator() or 'the graph'} ({error.node_name()}): "
             f"{error.desc()}"
         )
-
-
-@contextmanager
-def in_files(model: ModelProto) -> Iterator[Path]:
-    """A graph as a file with its weights in another, for as long as it is needed."""
-    from onnx import external_data_helper, save_model
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / onnx.FILE
-        save_model(model, file, save_as_external_data=True, location=f"{onnx.FILE}.data")  # it takes them out
-        external_data_helper.load_external_data_for_model(model, folder)
-        yield file
 
 
 def read_back(network: Any, profile: Any) -> dict[str, Any]:

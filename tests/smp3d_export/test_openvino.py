@@ -14,11 +14,11 @@ import pytest
 from small import SMALL
 from typer.testing import CliRunner
 
-from smp3d_export import runtime
+from smp3d_export import onnx_file, runtime
 from smp3d_export.cli import app
 from smp3d_export.errors import TargetUnavailableError
 from smp3d_export.runtime import openvino as runner_module
-from smp3d_export.targets import Precision, onnx
+from smp3d_export.targets import Precision
 from smp3d_export.targets import openvino as target
 from smp3d_export.validators.inputs import volume
 
@@ -169,7 +169,7 @@ def test_a_graph_over_the_limit_of_a_message_is_read_by_way_of_files(
     before = {tensor.name: tensor.raw_data for tensor in graph.graph.initializer}
     image = volume((1, 1, 32, 24, 16), 0)
     expected = openvino.Core().compile_model(target.read(graph), "CPU", {runner_module.HINT: "f32"})([image])[0]
-    monkeypatch.setattr(onnx, "MESSAGE_LIMIT", 1000)
+    monkeypatch.setattr(onnx_file, "MESSAGE_LIMIT", 1000)
     found = openvino.Core().compile_model(target.read(graph), "CPU", {runner_module.HINT: "f32"})([image])[0]
     assert np.array_equal(expected, found)
     # The next target needs it whole.

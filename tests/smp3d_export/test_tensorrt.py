@@ -200,7 +200,7 @@ def test_an_operator_that_the_parser_does_not_know_is_named(exported: Path, tmp_
 def test_a_large_graph_goes_by_way_of_files(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = onnx_file.read(exported / "model.onnx")
     whole = tensorrt.TRT_RTX.export(file, Options(), tmp_path).facts
-    monkeypatch.setattr(tensorrt.onnx, "MESSAGE_LIMIT", 1000)
+    monkeypatch.setattr(onnx_file, "MESSAGE_LIMIT", 1000)
     assert tensorrt.TRT_RTX.export(file, Options(), tmp_path).facts == whole
 
 
