@@ -7,8 +7,9 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ from smp3d_export.errors import TargetUnavailableError, UsageError
 from smp3d_export.targets import Options, Precision, Support
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
+    from torch.fx import GraphModule
 
     from smp3d_export.capture import Captured
 
@@ -68,17 +71,84 @@ def building_in(folder: Path) -> Iterator[Path]:
                 os.environ[CACHE] = before
 
 
+@contextmanager
+def undecided_is_no() -> Iterator[None]:
+    """Have the compiler say no where it cannot decide something of sizes, as it means to (PyTorch 2.13).
+
+    Its arithmetic of remainders raises for some strides of networks with squeeze and excitation.
+    """
+    from torch._inductor.sizevars import SizeVarAllocator
+
+    decide = getattr(SizeVarAllocator, "guard_or_false", None)
+    if decide is None:  # a version that asks in another way
+        yield
+        return
+
+    def decided(self: Any, expression: Any) -> bool:
+        try:
+            return decide(self, expression)
+        except (ValueError, RuntimeError):
+            return False
+
+    SizeVarAllocator.guard_or_false = decided
+    try:
+        yield
+    finally:
+        SizeVarAllocator.guard_or_false = decide
+
+
 def program(captured: Captured, options: Options) -> tuple[ExportedProgram, dict[str, Any]]:
     """What is compiled, the program in its precision and in channels-last-3d; and what the manifest says of it."""
     from smp3d_export.capture import capture
+    from smp3d_export.graph import graph_module
     from smp3d_export.lower import lowered
     from smp3d_export.memory_format import channels_last
+    from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
 
+    module = graph_module(captured)
+    # The compiler would fold them too, into transposed convolutions wrongly: it scales the inputs (PyTorch 2.13).
+    changes = FoldBatchNorm().run(module) + keep_single_voxels(module)
+    if changes:
+        captured = replace(captured, program=capture(module, captured.contract).program)
     captured = lowered(captured, options)
     facts: dict[str, Any] = {"memory_format": "channels_last_3d"}
     if captured.kept:
         facts["kept_fp32"] = dict(captured.kept)
     return capture(channels_last(captured), captured.contract).program, facts
+
+
+def keep_single_voxels(module: GraphModule) -> int:
+    """Interpolate with corners on corners to dynamic sizes by `aligned`; returns how many interpolations did.
+
+    The compiler takes it that no axis is of one voxel, and divides by the voxels less one.
+    """
+    from smp3d_export.graph import arguments_of, aten, is_call
+
+    found = [node for node in module.graph.nodes if is_call(node, aten.upsample_trilinear3d.vec)]
+    found = [node for node in found if arguments_of(node)[1] is not None and arguments_of(node)[2]]
+    for node in found:
+        with module.graph.inserting_before(node):
+            new = module.graph.call_function(aligned, arguments_of(node)[:2])
+        node.replace_all_uses_with(new)
+        module.graph.erase_node(node)
+    module.recompile()
+    return len(found)
+
+
+def aligned(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Trilinear interpolation with corners on corners, axis after axis; to a single voxel it is the first."""
+    import torch
+
+    for axis, size in enumerate(sizes, start=2):
+        steps = torch.arange(size, device=x.device)
+        # The last step as a value, not as a size: of sizes the compiler would say that they are never 0.
+        place = steps * (x.shape[axis] - 1) / steps[-1:].clamp(min=1)
+        below = place.floor().long()
+        above = (below + 1).clamp(max=x.shape[axis] - 1)
+        part = (place - below).reshape(-1, *[1] * (4 - axis))
+        start = x.index_select(axis, below)
+        x = start + (x.index_select(axis, above) - start) * part
+    return x
 
 
 def this_processor() -> dict[str, Any]:

@@ -49,7 +49,7 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     }
     try:
         # Weights are constants for the compiler only where nothing could be trained.
-        with warnings.catch_warnings(), inductor.building_in(folder), torch.no_grad():
+        with warnings.catch_warnings(), inductor.building_in(folder), inductor.undecided_is_no(), torch.no_grad():
             warnings.simplefilter("ignore")
             aoti_compile_and_package(program, package_path=str(folder / FILE), inductor_configs=settings)
     except Exception as error:  # the compiler lets whatever a pass of it raises through

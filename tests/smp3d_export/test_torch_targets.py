@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 import torch
 from small import SMALL
+from torch._inductor.sizevars import SizeVarAllocator
 from typer.testing import CliRunner
 
+import smp3d_export as smp
 from smp3d_export import inductor, runtime, targets
+from smp3d_export.capture import capture
 from smp3d_export.cli import app
+from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ShapeError, TargetUnavailableError, UsageError
 from smp3d_export.runtime.aoti import Runner
-from smp3d_export.targets import Precision
+from smp3d_export.targets import Options, Precision
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -177,3 +181,43 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_fp16_of_the_compiler_is_for_gpus() -> None:
     with pytest.raises(TargetUnavailableError, match=r"aoti in fp16 .* on a GPU alone: give --precision bf16"):
         targets.ready("aoti", Precision.FP16)
+
+
+@pytest.mark.parametrize("source", [(1, 2, 5), (6, 6, 6)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (7, 1, 4), (3, 9, 2)])
+def test_interpolation_for_the_compiler_is_that_of_pytorch(source: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *source, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(x, sizes, mode="trilinear", align_corners=True)
+    assert torch.allclose(inductor.aligned(x, sizes), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("architecture", "wrong"), [("Linknet", "batch_norm"), ("PSPNet", "upsample_trilinear3d")])
+def test_the_compiler_is_not_given_what_it_gets_wrong(architecture: str, wrong: str) -> None:
+    """It folds batch normalisations into transposed convolutions wrongly, and divides by 0 where an axis is 1."""
+    model = smp.create_model(architecture, "resnet18", encoder_weights=None, in_channels=1).eval()
+    captured = capture(model, ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple, least=model.least))
+    program, _ = inductor.program(captured, Options())
+    named = [str(node.target) for node in captured.program.graph.nodes if wrong in str(node.target)]
+    left = [str(node.target) for node in program.graph.nodes if wrong in str(node.target)]
+    assert len(named) > len(left) == (1 if architecture == "PSPNet" else 0)  # PSPNet's last has no corners on corners
+
+
+def test_the_compiler_says_no_where_it_cannot_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    def undecided(self: object, expression: object) -> bool:
+        raise ValueError("Exponent must be non-negative.")
+
+    monkeypatch.setattr(SizeVarAllocator, "guard_or_false", undecided, raising=False)
+    with inductor.undecided_is_no():
+        assert SizeVarAllocator.guard_or_false(SizeVarAllocator(), True) is False
+    assert SizeVarAllocator.guard_or_false is undecided
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "encoder"), [("linknet", "resnet18"), ("pspnet", "resnet18"), ("unet", "efficientnet-b0")]
+)
+def test_aoti_of_what_the_compiler_gets_wrong(cli, architecture: str, encoder: str) -> None:
+    arguments = ("--shape", "1,1,32,32,32", "--to", "aoti", "--optimise", "off", "--no-bench", "-o", "net")
+    result = cli(architecture, encoder, *arguments)
+    assert result.exit_code == 0, result.output
