@@ -26,6 +26,9 @@ from smp3d_export.request import NetworkRequest, OnnxSource, Request, SavedModel
 from smp3d_export.targets import known
 
 MAIN = "export"
+# What a device may do without, as long as it does nothing that needs it; pip and Python have one name for each.
+INSTALLED = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "safetensors", "huggingface_hub")
+EXIT_UNAVAILABLE = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -72,6 +75,8 @@ def reporting(job: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:  # noqa: BLE001  the last resort, so that no traceback reaches a user
             if debug:
                 traceback.print_exc()
+            if isinstance(error, ModuleNotFoundError) and error.name in INSTALLED:
+                fail(f"{error.name} is not installed here: pip install {error.name}", EXIT_UNAVAILABLE, kwargs)
             text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             fail(f"a bug of smp3d-export, please report it with the output of --debug: {text}", 1, kwargs)
 

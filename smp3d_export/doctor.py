@@ -8,20 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from smp3d_export import hardware
-from smp3d_export.targets import TARGETS, Precision, find
+from smp3d_export import hardware, targets
 
 
 def examine() -> dict[str, Any]:
     """Everything that `doctor` shows, as plain data."""
-    targets = {}
-    for name in TARGETS:
-        target = find(name)
-        targets[name] = {}
-        for precision in Precision:
-            support = target.support(precision, "cpu")
-            targets[name][precision.value] = asdict(support)
-    return {"targets": targets, "hardware": hardware.describe(), "versions": hardware.versions()}
+    grid = {name: {str(p): asdict(targets.support(name, p)) for p in targets.Precision} for name in targets.TARGETS}
+    return {"targets": grid, "hardware": hardware.describe(), "versions": hardware.versions()}
 
 
 def show(findings: dict[str, Any], console: Console) -> None:
@@ -39,7 +32,7 @@ def show(findings: dict[str, Any], console: Console) -> None:
         console.print("no NVIDIA GPU", highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("target")
-    for precision in Precision:
+    for precision in targets.Precision:
         table.add_column(precision)
     notes: dict[str, list[str]] = {}
     for target, precisions in findings["targets"].items():
@@ -54,7 +47,7 @@ def show(findings: dict[str, Any], console: Console) -> None:
     console.print(table)
     console.print("\n✓ ready   ✗ not here   – the target has none", style="dim", highlight=False)
     for note, where in notes.items():
-        targets = dict.fromkeys(place.split()[0] for place in where)
+        names = dict.fromkeys(place.split()[0] for place in where)
         precisions = dict.fromkeys(place.split()[1] for place in where)
-        text = f"✗ {', '.join(targets)} in {', '.join(precisions)}: {note}"
+        text = f"✗ {', '.join(names)} in {', '.join(precisions)}: {note}"
         console.print(text, style="yellow", highlight=False, markup=False)

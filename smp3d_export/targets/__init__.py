@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -109,6 +110,7 @@ TARGETS: Mapping[str, str] = MappingProxyType(
     {
         "torchscript": "smp3d_export.targets.torchscript",
         "aoti": "smp3d_export.targets.aoti",
+        "compile": "smp3d_export.targets.compile",
         "onnx": "smp3d_export.targets.onnx",
         "openvino": "smp3d_export.targets.openvino",
         "trt": "smp3d_export.targets.tensorrt:TRT",
@@ -140,28 +142,41 @@ def find(name: str) -> Target:
     return getattr(target, item) if item else target
 
 
+def support(name: str, precision: Precision, device: str = "cpu") -> Support:
+    """Whether a target can be exported to here; what starts from the network itself needs PyTorch."""
+    target = find(name)
+    found = target.support(precision, device)
+    if found.ready and not target.from_onnx and find_spec("torch") is None:
+        return Support.no("PyTorch is not installed", "pip install torch")
+    return found
+
+
 def ready(name: str, precision: Precision = Precision.FP32, device: str = "cpu") -> Target:
     """A target that can be exported to here.
 
     Raises:
         TargetUnavailableError: it cannot; the message has the reason and what to do.
     """
-    target = find(name)
-    support = target.support(precision, device)
-    if not support.ready:
-        fix = f": {support.fix}" if support.fix else ""
-        raise TargetUnavailableError(f"{name} in {precision} cannot be exported to here, for {support.reason}{fix}")
-    return target
+    found = support(name, precision, device)
+    if not found.ready:
+        fix = f": {found.fix}" if found.fix else ""
+        raise TargetUnavailableError(f"{name} in {precision} cannot be exported to here, for {found.reason}{fix}")
+    return find(name)
 
 
-def check(names: Sequence[str], options: Options) -> None:
+def check(names: Sequence[str], options: Options, source: OnnxFile | None = None) -> None:
     """Refuse, before any work is done, options that a target does not have, and targets of which none is ready here.
+
+    An ONNX file in int8 has its ranges already.
 
     Raises:
         UsageError: an option is wrong.
         TargetUnavailableError: for the first of the targets.
     """
-    if options.precision is Precision.INT8:
+    if source is not None and source.precision is Precision.INT8:
+        if options.calibration is not None:
+            raise UsageError(f"{str(source.path)!r} is in int8 already, with its ranges: leave out --calibration")
+    elif options.precision is Precision.INT8:
         if options.calibration is None:
             raise UsageError(
                 "int8 takes its ranges from volumes like those it will see: give a folder of some by --calibration"
@@ -169,9 +184,9 @@ def check(names: Sequence[str], options: Options) -> None:
         options.calibration.files()
     elif options.calibration is not None:
         raise UsageError(f"--calibration is for --precision int8, not for {options.precision}")
-    if options.keep_fp32 and options.precision is Precision.FP32:
-        raise UsageError("--keep-fp32 is for --precision fp16 or bf16: in fp32 everything is kept")
+    if options.keep_fp32 and options.precision not in (Precision.FP16, Precision.BF16):
+        raise UsageError(f"--keep-fp32 is for --precision fp16 or bf16, not for {options.precision}")
     for name in names:
         find(name).check(options)
-    if not any(find(name).support(options.precision, options.device).ready for name in names):
+    if not any(support(name, options.precision, options.device).ready for name in names):
         ready(names[0], options.precision, options.device)

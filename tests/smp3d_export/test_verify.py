@@ -72,3 +72,25 @@ def test_a_file_that_is_not_what_the_manifest_says_is_exit_code_2(cli, copy: Pat
     assert result.exit_code == 2
     assert says in result.stderr
     assert result.stdout == ""
+
+
+def test_without_torch_what_needs_it_says_so_and_the_rest_works(exported: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv[0] = 'smp3d-export'; sys.modules['torch'] = None\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
+        "from smp3d_export.cli import main; main()"
+    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-c", code, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    assert run("verify", str(exported)).returncode == 0
+    findings = json.loads(run("doctor", "--json").stdout)["targets"]
+    assert findings["onnx"]["fp32"] == {
+        "ready": False, "reason": "PyTorch is not installed", "fix": "pip install torch", "never": False,
+    }  # fmt: skip
+    done = run("unet", "resnet18")
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1] == "error: torch is not installed here: pip install torch"
