@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from smp3d_export.contract import ShapeContract
+from smp3d_export.contract import Shape, ShapeContract
 from smp3d_export.errors import UsageError
 from smp3d_export.runtime.volumes import NIFTI, Normalisation, Volume, read_volume
 
 SUFFIXES = (".npy", ".npz", *NIFTI)
 PATCHES = 16
+# Of as many places, that with the most to see is compared on: in a corner of air there are no regions.
+PLACES = 8
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,23 @@ class Calibration:
         Raises:
             UsageError: a file cannot be read, or has other channels.
         """
-        rng = np.random.default_rng(self.seed)
+        return self._patches(contract.opt, self.count, self.seed)
+
+    def image(self, shape: Shape) -> Volume:
+        """An image of any shape (N, C, H, W, D) to compare on: patches from other places than those of `patches`.
+
+        Raises:
+            UsageError: a file cannot be read, or has other channels.
+        """
+        places = sorted(self._patches(shape, PLACES * shape[0], self.seed + 1), key=np.std)
+        return np.concatenate(places[-shape[0] :])
+
+    def _patches(self, shape: Shape, count: int, seed: int) -> Iterator[Volume]:
+        rng = np.random.default_rng(seed)
         files = self.files()
-        _, channels, *sizes = contract.opt
+        _, channels, *sizes = shape
         # File by file, so that each is read once however many patches are taken from it.
-        shares = [len(range(number, self.count, len(files))) for number in range(len(files))]
+        shares = [len(range(number, count, len(files))) for number in range(len(files))]
         for path, share in zip(files, shares, strict=True):
             if not share:
                 continue

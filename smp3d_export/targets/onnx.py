@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ suffix = ".onnx"
 from_onnx = False
 
 FILE = "model.onnx"
-PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
 OPSETS = range(18, 26)
 
 
@@ -54,10 +55,12 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     """
     import onnx
 
-    from smp3d_export.onnx_file import save, too_large
+    from smp3d_export.onnx_file import PREFIX, save, too_large
 
     model = graph(captured, options)
-    onnx.helper.set_model_props(model, dict(options.metadata))
+    quantisation = quantised_from(model, options)
+    embedded = {f"{PREFIX}{key}": json.dumps(value) for key, value in quantisation.items()}
+    onnx.helper.set_model_props(model, {**options.metadata, **embedded})
     if too_large(model):
         onnx.save_model(model, folder / FILE, save_as_external_data=True, location=f"{FILE}.data")
     else:
@@ -65,7 +68,7 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     size = sum(file.stat().st_size for file in folder.glob(f"{FILE}*"))
     nodes = len(model.graph.node)
     summary = f"opset {options.opset}, {nodes} nodes, {megabytes(size)}"
-    facts: dict[str, Any] = {"opset": options.opset, "nodes": nodes, **kept_fp32(captured, options)}
+    facts: dict[str, Any] = {"opset": options.opset, "nodes": nodes, **kept_fp32(captured, options), **quantisation}
     return Exported(summary, facts, model if "kept_fp32" in facts else None)
 
 
@@ -80,6 +83,15 @@ def kept_fp32(source: Exportable, options: Options) -> dict[str, Any]:
     return {"kept_fp32": dict(lowered(source, options).kept)}
 
 
+def quantised_from(model: onnx.ModelProto, options: Options) -> dict[str, Any]:
+    """For the manifest: what of a graph is in int8, and which volumes its ranges are from; nothing of others."""
+    if options.precision is not Precision.INT8 or options.calibration is None:
+        return {}
+    from smp3d_export.targets import quantise
+
+    return {"quantisation": quantise.facts(model), "calibration": options.calibration.to_dict()}
+
+
 def graph(source: Exportable, options: Options) -> onnx.ModelProto:
     """The ONNX graph of a captured program, or of an ONNX file, in the precision that is asked for.
 
@@ -88,7 +100,11 @@ def graph(source: Exportable, options: Options) -> onnx.ModelProto:
         UsageError: the file is in another precision.
     """
     from smp3d_export.onnx_file import OnnxFile
+    from smp3d_export.targets import quantise
 
+    if options.precision is Precision.INT8 and source.precision is not Precision.INT8:
+        assert options.calibration is not None
+        return quantise.quantised(source, options.calibration, options.opset)
     if isinstance(source, OnnxFile):
         return source.graph(options.precision)
     from smp3d_export.lower import lowered
