@@ -38,12 +38,13 @@ LARGEST_TENSOR = 2**31 - 1
 
 # ONNX's numbers for types of values, in TensorRT's words.
 TYPES = {1: "FLOAT", 10: "HALF", 16: "BF16", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL"}
-# What the floats of an engine are, by its precision: those that may be there, and the one that must.
-FLOATS = {
+# What an engine computes in, by its precision: the types that may be there, and the one that must.
+COMPUTED = {
     Precision.FP32: ({"FLOAT"}, "FLOAT"),
     Precision.TF32: ({"FLOAT"}, "FLOAT"),
     Precision.FP16: ({"FLOAT", "HALF"}, "HALF"),
     Precision.BF16: ({"FLOAT", "BF16"}, "BF16"),
+    Precision.INT8: ({"FLOAT", "INT8"}, "INT8"),
 }
 
 
@@ -109,6 +110,7 @@ class TensorRT:
         if precision is Precision.TF32:  # of the arithmetic, not of the graph
             options = replace(options, precision=Precision.FP32)
         graph, kept = in_fp32(onnx.graph(source, options), self.without.get(precision, frozenset()))
+        quantised = onnx.quantised_from(graph, options)
         check_sizes(graph, source.contract.max, self.name)
 
         trt = importlib.import_module(self.module)
@@ -137,7 +139,7 @@ class TensorRT:
         layers, size, gpus = network.num_layers, megabytes(engine.nbytes), facts["gpus"]
         where = f"compute capability {', '.join(gpus)}" if options.gpus else gpus[0]
         summary = f"{layers} layers, {size}, for {where}"
-        return Exported(summary, {"engine": facts, **onnx.kept_fp32(source, options)}, graph)
+        return Exported(summary, {"engine": facts, **onnx.kept_fp32(source, options), **quantised}, graph)
 
     def gpus(self, options: Options) -> list[str]:
         """What the engine is for, in the manifest's words."""
@@ -150,7 +152,7 @@ class TensorRT:
 TRT = TensorRT(
     name="trt",
     module="tensorrt",
-    precisions=(Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16),
+    precisions=tuple(Precision),
     install="pip install tensorrt; or build with --to trt-rtx, which needs no GPU: pip install 'smp3d-export[trt-rtx]'",
     builds_on_gpu=True,
 )
@@ -260,10 +262,10 @@ def check_engine(
     for name, kind in tensors.items():
         if name in types and TYPES.get(types[name], kind) != kind:
             raise ExportError(f"the parsed network has {name} in {kind}; in the graph it is in {TYPES[types[name]]}")
-    possible, must = FLOATS[precision]
-    floats = {kind for kind in tensors.values() if kind in ("FLOAT", "HALF", "BF16")}
-    if not floats <= possible or must not in floats:
-        raise ExportError(f"the parsed network computes in {', '.join(sorted(floats))}, which is not {precision}")
+    possible, must = COMPUTED[precision]
+    kinds = {kind for kind in tensors.values() if kind in ("FLOAT", "HALF", "BF16", "INT8")}
+    if not kinds <= possible or must not in kinds:
+        raise ExportError(f"the parsed network computes in {', '.join(sorted(kinds))}, which is not {precision}")
 
 
 def operator_of(model: ModelProto, errors: list[str]) -> str:

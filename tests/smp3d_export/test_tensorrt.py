@@ -15,6 +15,7 @@ import pytest
 from small import SMALL
 
 from smp3d_export import hardware, onnx_file
+from smp3d_export.calibration import Calibration
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ExportError
 from smp3d_export.runtime.onnx import outputs_of, session
@@ -131,13 +132,16 @@ def test_every_precision_of_tensorrt_is_in_the_network_that_its_builder_gets(
     monkeypatch.setattr(hardware, "gpus", lambda: [{"name": "GPU", "compute_capability": "8.6", "memory": 2**34}])
     monkeypatch.setattr(trt_rtx.Builder, "build_serialized_network", watched)
     target = replace(tensorrt.TRT, module="tensorrt_rtx", without=tensorrt.TRT_RTX.without)
-    graph_precision = Precision.FP32 if precision is Precision.TF32 else precision
+    graph_precision = precision if precision in (Precision.FP16, Precision.BF16) else Precision.FP32
     file = onnx_file.read(exported / "model.onnx")
     file = replace(file, precision=graph_precision, model=lowered(file.model, graph_precision))
-    made = target.export(file, Options(precision=precision), tmp_path)
+    np.save(tmp_path / "scan.npy", volume((1, 1, 32, 24, 16), 0)[0, 0])
+    calibration = Calibration(tmp_path, count=2) if precision is Precision.INT8 else None
+    made = target.export(file, Options(precision=precision, calibration=calibration), tmp_path)
     assert asked == [precision is Precision.TF32]
-    assert tensorrt.FLOATS[precision][1] in made.facts["engine"]["types"]
+    assert tensorrt.COMPUTED[precision][1] in made.facts["engine"]["types"]
     assert made.facts["engine"]["gpus"] == ["GPU (8.6)"]
+    assert ("quantisation" in made.facts) == (precision is Precision.INT8)
 
 
 def lowered(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
