@@ -175,14 +175,15 @@ def exported(
 
 
 def show(rows: list[Row]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "Dice of each class", "most lost", "labels", "largest error", "seconds", "parity"):
+    """`lost` is what Dice fell by most in a class; `error` the largest one, as a part of the range of eager."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for heading in ("", "Dice of each class", "lost", "labels", "error", "s", "parity"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(
             row.name,
             " ".join(f"{score:.4f}" for score in row.dice),
-            f"{row.loss:+.4f}" + (f" ✗ of {row.allowed:g}" if row.missed else ""),
+            f"{row.loss:+.4f}" + (" ✗" if row.missed else ""),
             f"{row.labels:.2%}",
             f"{row.largest / row.range:.1e}",
             f"{row.seconds:.2f}",
