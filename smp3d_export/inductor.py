@@ -59,16 +59,22 @@ def compiler() -> str:
 @contextmanager
 def building_in(folder: Path) -> Iterator[Path]:
     """Have the compiler's files in a folder inside `folder` that is gone afterwards, and not in the user's cache."""
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=folder.absolute()) as build, caching_in(Path(build)):
+        yield Path(build)
+
+
+@contextmanager
+def caching_in(folder: Path) -> Iterator[None]:
+    """Have the compiler look for what it has compiled before, and leave what it compiles, in `folder`."""
     before = os.environ.get(CACHE)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=folder.absolute()) as build:
-        os.environ[CACHE] = build
-        try:
-            yield Path(build)
-        finally:
-            if before is None:
-                del os.environ[CACHE]
-            else:
-                os.environ[CACHE] = before
+    os.environ[CACHE] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CACHE]
+        else:
+            os.environ[CACHE] = before
 
 
 @contextmanager

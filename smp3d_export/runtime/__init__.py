@@ -20,6 +20,7 @@ Outputs = dict[str, np.ndarray]
 RUNNERS = {
     "torchscript": "smp3d_export.runtime.torchscript",
     "aoti": "smp3d_export.runtime.aoti",
+    "compile": "smp3d_export.runtime.compile",
     "onnx": "smp3d_export.runtime.onnx",
     "openvino": "smp3d_export.runtime.openvino",
     "trt": "smp3d_export.runtime.tensorrt",

@@ -24,7 +24,8 @@ from smp3d_export.cli import app
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ShapeError, TargetUnavailableError, UsageError
 from smp3d_export.runtime.aoti import Runner
-from smp3d_export.targets import Options, Precision
+from smp3d_export.runtime.compile import Runner as CompileRunner
+from smp3d_export.targets import Options, Precision, compile
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -221,3 +222,85 @@ def test_aoti_of_what_the_compiler_gets_wrong(cli, architecture: str, encoder: s
     arguments = ("--shape", "1,1,32,32,32", "--to", "aoti", "--optimise", "off", "--no-bench", "-o", "net")
     result = cli(architecture, encoder, *arguments)
     assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export to torch.compile, which takes a minute.
+
+    In a process of its own: the compiler knows a graph again by the bytes of its pickle, in which the strings that a
+    test session has interned stand otherwise.
+    """
+    folder = tmp_path_factory.mktemp("compiled") / "net"
+    arguments = [*SMALL, "--to", "compile", "--no-bench", "-o", str(folder)]
+    command = [sys.executable, "-P", "-m", "smp3d_export", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@needs_compiler
+def test_compile_is_dynamic_and_agrees(compiled: Path) -> None:
+    manifest = json.loads((compiled / "manifest.json").read_text())
+    assert manifest["parity"]["relative"] < 1e-5
+    assert manifest["cold_seconds"] > 0
+    assert sorted(manifest["files"]) == ["golden.npz", "model.cache", "program.pt2"]
+    run = runtime.load(compiled)
+    image = np.random.default_rng(0).standard_normal((2, 1, 16, 40, 32), np.float32)
+    masks = run(image)["masks"]
+    assert masks.dtype == np.float32
+    assert masks.flags.c_contiguous
+    transposed = np.ascontiguousarray(image.transpose(0, 1, 3, 2, 4)).transpose(0, 1, 3, 2, 4)
+    assert np.array_equal(run(transposed)["masks"], masks)  # however it lies in memory
+    with pytest.raises(ShapeError, match="W is 44, outside the contract"):
+        run(np.zeros((1, 1, 8, 44, 32), np.float32))
+
+
+@needs_compiler
+def test_compile_starts_warm_in_another_process(compiled: Path, tmp_path: Path) -> None:
+    """Nothing is compiled for kinds of shapes that were met, and one program serves all sizes of a kind."""
+    script = """
+import sys, numpy as np
+from pathlib import Path
+from torch._dynamo.utils import counters
+from smp3d_export import runtime
+run = runtime.load(sys.argv[1])
+code = lambda: sorted(path.name for path in Path(run.cache.name).rglob("*.so"))
+before = code()
+for shape in ((1, 1, 32, 24, 16), (1, 1, 64, 16, 32), (2, 1, 24, 48, 16), (2, 1, 16, 16, 16)):
+    run(np.zeros(shape, np.float32))
+assert code() == before and before, set(code()) - set(before)
+print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+"""
+    environment = {**os.environ, inductor.CACHE: str(tmp_path)}
+    command = [sys.executable, "-P", "-c", script, str(compiled)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "0"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compile_has_a_shape_for_each_kind_that_the_compiler_tells_apart() -> None:
+    contract = ShapeContract.of((1, 1, 64, 64, 32), multiple=(32, 32, 32))
+    assert compile.kinds(contract) == [contract.opt, contract.example(), contract.min]
+    static = ShapeContract.of((1, 1, 64, 64, 32), multiple=(32, 32, 32), static=True)
+    assert compile.kinds(static) == [static.opt]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_compile_in_bf16_with_static_axes(cli) -> None:
+    result = cli(
+        *SMALL, "--to", "compile", "--precision", "bf16", "--static", "--aux-params", "classes=2", "--no-bench"
+    )
+    assert result.exit_code == 0, result.output
+    parity = json.loads(Path("unet-resnet18/manifest.json").read_text())["parity"]
+    assert {case["output"] for case in parity["cases"]} == {"masks", "labels"}
+    assert 1e-5 < parity["relative"] < 3e-2
+
+
+@needs_compiler
+def test_compile_says_which_file_it_cannot_load(compiled: Path, tmp_path: Path) -> None:
+    manifest = json.loads((compiled / "manifest.json").read_text())
+    with pytest.raises(UsageError, match="PyTorch cannot load the program in"):
+        CompileRunner(tmp_path, manifest)
