@@ -283,6 +283,8 @@ print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_c
 def test_compile_has_a_shape_for_each_kind_that_the_compiler_tells_apart() -> None:
     contract = ShapeContract.of((1, 1, 64, 64, 32), multiple=(32, 32, 32))
     assert compile.kinds(contract) == [contract.opt, contract.example(), contract.min]
+    batches = ShapeContract.of((2, 1, 64, 64, 64), multiple=(32, 32, 32))
+    assert compile.kinds(batches) == [batches.opt, batches.min]  # the example is of the optimum's kind
     static = ShapeContract.of((1, 1, 64, 64, 32), multiple=(32, 32, 32), static=True)
     assert compile.kinds(static) == [static.opt]
 
