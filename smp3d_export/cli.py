@@ -183,7 +183,7 @@ def deliver(
         device=parsing.device(device),
         threads=threads,
         opset=opset,
-        optimise=parsing.switch("--optimise", optimise),
+        optimise=parsing.optimise(optimise),
         output=output,
         bench=not no_bench,
         min_speedup=min_speedup,

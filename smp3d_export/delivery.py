@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,21 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from smp3d_export import artifact, hardware, manifest, runtime, targets, validate
 from smp3d_export.errors import ParityError, Smp3dExportError, TargetUnavailableError, TooSlowError
+from smp3d_export.onnx_file import OnnxFile
 from smp3d_export.progress import Reporter
 from smp3d_export.report import Verdict
 from smp3d_export.request import Request
 from smp3d_export.runtime.stand_in import StandIn
 from smp3d_export.runtime.volumes import Volume
-from smp3d_export.targets import Exported, Precision
+from smp3d_export.targets import Exported, Precision, Target
 from smp3d_export.validators.inputs import volume
 from smp3d_export.validators.parity import Parity, Reference, Run, compare
-from smp3d_export.validators.throughput import Side, Throughput, alternate
+from smp3d_export.validators.throughput import Side, Throughput, alternate, rounds
 from smp3d_export.validators.tolerances import tolerance
 
 if TYPE_CHECKING:
+    from smp3d_export.contract import ShapeContract
     from smp3d_export.targets import Exportable
+
+# To tell which of two forms is faster.
+RACE_ROUNDS = 5
+RACE_SECONDS = 8.0
 
 
 class Timed(Protocol):
@@ -37,18 +46,23 @@ class Timed(Protocol):
 class Delivery:
     """What the artifacts of one export share.
 
-    `description` is what their manifests say of the network; `baselines` are what they are timed against, the one that
-    they are judged by first.
+    `forms` are what artifacts are made of: one program, or several by name that compute the same, of which the fastest
+    is kept for each target. `description` is what their manifests say of the network; `baselines` are what they are
+    timed against, the one that they are judged by first.
     """
 
     request: Request
-    source: Exportable
+    forms: Mapping[str, Exportable]
     description: Mapping[str, Any]
     reference: Reference
     baselines: Mapping[str, Timed]
     threads: int
     staging: artifact.Staging
     reporter: Reporter
+
+    @property
+    def contract(self) -> ShapeContract:
+        return next(iter(self.forms.values())).contract
 
     def of(self, target: str) -> Verdict:
         """Export to one target; an error of ours ends in its verdict, and what it made is dropped."""
@@ -62,19 +76,17 @@ class Delivery:
         request, precision = self.request, self.request.options.precision
         module = targets.ready(target, precision, request.device)
         folder = self.staging.folder(target)
-        description = {**self.description, "target": target, "precision": str(precision)}
         started = time.perf_counter()
         with self.reporter.stage(target) as stage:
-            options = replace(request.options, metadata=embedded(description))
-            exported = module.export(self.source, options, folder)
+            exported, description = self._export(module, folder)
             stage.detail = exported.summary
         build_seconds = time.perf_counter() - started
-        description |= {**exported.facts, "build_seconds": round(build_seconds, 3)}
+        description["build_seconds"] = round(build_seconds, 3)
         artifact.write_manifest(folder, description)
 
         runner, not_run = self._load(folder)
         golden = self._golden(runner, exported)
-        validate.write_golden(golden, self.source.contract, request.network.seed, folder)
+        validate.write_golden(golden, self.contract, request.network.seed, folder)
         parity = self._parity(runner, exported, target)
         throughput = None
         if request.bench and isinstance(runner, runtime.Runner):
@@ -98,6 +110,50 @@ class Delivery:
             not_run=not_run,
             error=error,
         )
+
+    def _export(self, module: Target, folder: Path) -> tuple[Exported, dict[str, Any]]:
+        """Fill the folder with an artifact; of several forms, with that of the one that is the fastest here."""
+        if len(self.forms) == 1:
+            (name,) = self.forms
+            return self._make(module, name, folder)
+        with tempfile.TemporaryDirectory(prefix=".forms-", dir=folder) as scratch:
+            places = {name: Path(scratch) / name for name in self.forms}
+            made = {}
+            for name, place in places.items():
+                place.mkdir()
+                made[name] = self._make(module, name, place)
+            seconds = self._race(places)
+            chosen = min(seconds, key=lambda name: seconds[name]) if seconds else next(iter(places))
+            for path in places[chosen].iterdir():
+                path.rename(folder / path.name)
+        exported, description = made[chosen]
+        description["optimise"]["milliseconds"] = {name: round(1e3 * taken, 3) for name, taken in seconds.items()}
+        times = ", ".join(f"{1e3 * taken:.0f} ms {name}" for name, taken in seconds.items())
+        short = exported.summary.partition(",")[0]
+        return replace(exported, summary=f"{short}; {times or 'optimise on, not timed'}"), description
+
+    def _make(self, module: Target, name: str, folder: Path) -> tuple[Exported, dict[str, Any]]:
+        """Export one form, with as much of a manifest as it takes to run it."""
+        source, precision = self.forms[name], self.request.options.precision
+        description = {**self.description, "target": module.name, "precision": str(precision)}
+        if not isinstance(source, OnnxFile):
+            description |= {"optimisations": dict(source.rewrites)}
+            description |= {"optimise": {"asked": self.request.optimise, "used": name}}
+        options = replace(self.request.options, metadata=embedded(description))
+        exported = module.export(source, options, folder)
+        description |= exported.facts
+        artifact.write_manifest(folder, description)
+        return exported, description
+
+    def _race(self, places: Mapping[str, Path]) -> dict[str, float]:
+        """The median seconds of each form at the optimum, in alternating rounds; nothing where they cannot run here."""
+        image = volume(self.contract.opt, self.request.network.seed)
+        runners = [self._load(place)[0] for place in places.values()]
+        sides: list[Side] = [partial(runner.seconds, image) for runner in runners if runner is not None]
+        if len(sides) < len(places):
+            return {}
+        times = rounds(sides, least=RACE_ROUNDS, budget=RACE_SECONDS)
+        return {name: float(np.median(mine.seconds)) for name, mine in zip(places, times, strict=True)}
 
     def _load(self, folder: Path) -> tuple[runtime.Runner | None, str | None]:
         """The artifact's runner, or why it cannot run here."""
@@ -143,7 +199,7 @@ class Delivery:
         return parity
 
     def _throughput(self, runner: runtime.Runner) -> Throughput:
-        shape = self.source.contract.opt
+        shape = self.contract.opt
         image = volume(shape, self.request.network.seed)
         with self.reporter.stage("speed") as stage:
             sides: dict[str, Side] = {name: partial(side.seconds, image) for name, side in self.baselines.items()}

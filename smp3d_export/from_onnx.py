@@ -59,7 +59,9 @@ def run(request: Request, source: OnnxSource, reporter: Reporter | None = None) 
     )
     with artifact.staged(request.folder, several=len(request.targets) > 1) as staging:
         description = manifest.describe_file(file, request)
-        delivery = Delivery(request, file, description, reference, {NAME: original}, threads, staging, reporter)
+        delivery = Delivery(
+            request, {"file": file}, description, reference, {NAME: original}, threads, staging, reporter
+        )
         verdicts = tuple(delivery.of(target) for target in request.targets)
     return Report(network=source.path.name, verdicts=verdicts)
 

@@ -96,7 +96,7 @@ def undecided_is_no() -> Iterator[None]:
         except (ValueError, RuntimeError):
             return False
 
-    SizeVarAllocator.guard_or_false = decided
+    SizeVarAllocator.guard_or_false = decided  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

@@ -36,7 +36,6 @@ def describe(network: Network, captured: Captured, request: Request, gflop: floa
         "inputs": [{"name": INPUT, "axes": list(AXES), "type": "float32"}],
         "outputs": [{"name": name, "axes": list(OUTPUT_AXES[rank])} for name, rank in captured.outputs.items()],
         "sample_normalisation": None if request.normalisation is None else str(request.normalisation),
-        "optimisations": dict(captured.rewrites),
         "gflop": round(gflop, 3),
         "label_threshold": network.label_threshold,
         "device": request.device,

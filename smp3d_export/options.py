@@ -149,7 +149,10 @@ Folder = Annotated[
 ]
 Opset = Annotated[int, typer.Option(rich_help_panel=EXPORT, help="ONNX operator set.")]
 Optimise = Annotated[
-    str, typer.Option(metavar="on|off", rich_help_panel=EXPORT, help="Exact rewrites of the captured graph.")
+    str,
+    typer.Option(
+        metavar="on|off|auto", rich_help_panel=EXPORT, help="Exact rewrites of the graph; auto: where they are faster."
+    ),
 ]
 
 # How it is proved.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from smp3d_export.errors import UsageError, unknown
 from smp3d_export.runtime.volumes import Normalisation
@@ -120,11 +120,11 @@ def capabilities(text: str | None) -> tuple[str, ...]:
     return parts
 
 
-def switch(option: str, text: str) -> bool:
-    """`on` or `off`."""
-    if text not in ("on", "off"):
-        raise UsageError(f"{option} is {text!r}; it is on or off")
-    return text == "on"
+def optimise(text: str) -> Literal["on", "off", "auto"]:
+    """`on`, `off` or `auto`."""
+    if text == "on" or text == "off" or text == "auto":
+        return text
+    raise UsageError(f"--optimise is {text!r}; it is on, off or auto")
 
 
 def value(text: str) -> Any:

@@ -52,15 +52,16 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
             activations=activation_bytes(captured),
             label_threshold=network.label_threshold,
         )
-        if request.optimise:
+        forms = {"off": captured}
+        if request.optimise != "off":
             with reporter.stage("optimise") as stage:
                 optimised = optimise(captured)
-                captured, work, stage.detail = optimised.captured, optimised.gflop_before, str(optimised)
-        else:
-            work = gflop(graph_module(captured), contract.opt)
-        description = manifest.describe(network, captured, request, work)
+                forms, stage.detail = {"on": optimised.captured} | forms, str(optimised)
+            if request.optimise == "on":
+                del forms["off"]
+        description = manifest.describe(network, captured, request, gflop(graph_module(captured), contract.opt))
         baselines = network.baselines(request.options.precision)
-        delivery = Delivery(request, captured, description, reference, baselines, threads, staging, reporter)
+        delivery = Delivery(request, forms, description, reference, baselines, threads, staging, reporter)
         verdicts = tuple(delivery.of(target) for target in request.targets)
     return Report(network=network.name, verdicts=verdicts)
 

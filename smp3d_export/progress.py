@@ -64,7 +64,7 @@ class Reporter:
                     console=self.console,
                     transient=True,
                 ) as progress:
-                    stage._bar = (progress, progress.add_task(f"{name:<9}", total=None, what=""))
+                    stage._bar = (progress, progress.add_task(f"{name:<11}", total=None, what=""))
                     yield stage
             else:
                 yield stage
@@ -76,5 +76,5 @@ class Reporter:
     def _line(self, sign: str, colour: str, stage: Stage, seconds: float) -> None:
         assert self.console is not None
         self.console.print(
-            f"  [{colour}]{sign}[/] {stage.name:<9} {escape(stage.detail):<52} {seconds:6.1f} s", highlight=False
+            f"  [{colour}]{sign}[/] {stage.name:<11} {escape(stage.detail):<52} {seconds:6.1f} s", highlight=False
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from smp3d_export.calibration import Calibration
 from smp3d_export.runtime.volumes import Normalisation
@@ -66,7 +66,9 @@ Source = NetworkRequest | SavedModel | OnnxSource
 class Request:
     """One export. `shape`, `min` and `max` are (N, C, H, W, D); they default to the contract that is saved with the
     network, if one is, and else as `ShapeContract.of` has it. `precision` defaults to that of an ONNX file, and else to
-    fp32. `threads` is how many the artifact and the network run on; all of the machine's cores where it is None.
+    fp32. `optimise` says whether artifacts are made of the rewritten program, of the captured one, or, for each target,
+    of that which is faster here. `threads` is how many the artifact and the network run on; all of the machine's cores
+    where it is None.
     """
 
     network: Source
@@ -84,7 +86,7 @@ class Request:
     device: str = "cpu"
     threads: int | None = None
     opset: int = 20
-    optimise: bool = True
+    optimise: Literal["on", "off", "auto"] = "on"
     output: Path | None = None
     bench: bool = True
     min_speedup: float | None = None

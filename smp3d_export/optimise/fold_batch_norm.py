@@ -22,6 +22,7 @@ class Match:
     conv: Node
     weight: Tensor
     bias: Tensor
+    transposed: bool
 
 
 class FoldBatchNorm(Rewrite):
@@ -54,14 +55,15 @@ class FoldBatchNorm(Rewrite):
         else:
             scale = scale[:, None]
         scaled = weight.double().mul_(scale[:, :, None, None, None])
-        return Match(conv, scaled.to(weight.dtype), shift.to(weight.dtype))
+        return Match(conv, scaled.to(weight.dtype), shift.to(weight.dtype), transposed)
 
     def apply(self, module: GraphModule, node: Node, match: Match) -> None:
         input, weight, *rest = arguments_of(match.conv)
         with module.graph.inserting_before(match.conv):
             scaled = add_constant(module, match.weight, weight)
             bias = add_constant(module, match.bias, weight, "bias")
-            new = module.graph.call_function(match.conv.target, (input, scaled, bias, *rest[1:]))
+            operator = aten.conv_transpose3d.input if match.transposed else aten.conv3d.default
+            new = module.graph.call_function(operator, (input, scaled, bias, *rest[1:]))
         replace(node, new)
         module.graph.erase_node(match.conv)
 

@@ -89,6 +89,7 @@ def transposed_kernel(weight: Tensor, scale: tuple[int, ...]) -> Tensor:
         for t in range(s + 2):
             for k in range(3):
                 matrix[t, k] = float(0 <= t + k - 2 < s)
+    weight = weight.detach()
     outputs, inputs = weight.shape[:2]
     kernel = weight.new_empty(inputs, outputs, *(s + 2 for s in scale))
     # In parts, for in float64 the whole is several times the weights of the largest layer.

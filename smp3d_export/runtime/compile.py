@@ -110,6 +110,6 @@ def settings() -> Iterator[None]:
         torch._inductor.config.patch(dict(inductor.SETTINGS)),
         torch._dynamo.config.patch(recompile_limit=KINDS),
         # Axes that are equal in the first image it sees need not be in the next.
-        torch.fx.experimental._config.patch(use_duck_shape=False),
+        torch.fx.experimental._config.patch(use_duck_shape=False),  # pyright: ignore[reportAttributeAccessIssue]
     ):
         yield

@@ -112,7 +112,7 @@ def graph(source: Exportable, options: Options) -> onnx.ModelProto:
     return convert(lowered(source, options), options.opset)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # the forms that --optimise auto has the choice of
 def convert(captured: Captured, opset: int) -> onnx.ModelProto:
     """The ONNX graph of a captured program, once for however many targets are made from it.
 

@@ -36,7 +36,7 @@ LEFT_OUT = {
 """Layers that stay in fp32, and why."""
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # the forms that --optimise auto has the choice of
 def quantised(source: Exportable, calibration: Calibration, opset: int) -> onnx.ModelProto:
     """The QDQ graph of a captured program or of an ONNX file in fp32, once for however many targets are made from it.
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from smp3d_export import artifact, hardware, runtime
 from smp3d_export.errors import ShapeError
 from smp3d_export.network import build, randomise_normalisations
 from smp3d_export.request import NetworkRequest
+from smp3d_export.runtime import onnx as onnx_runner
 from smp3d_export.targets import onnx as onnx_target
 from smp3d_export.validators.inputs import volume
 
@@ -115,6 +117,30 @@ def test_the_optimiser_is_recorded_and_can_be_turned_off(exported: Path, cli) ->
     operators = {node.op_type for node in onnx.load("net/model.onnx").graph.node}
     assert "ConvTranspose" not in operators
     assert "Resize" in operators
+
+
+@pytest.mark.parametrize("faster", ["on", "off"])
+def test_the_faster_form_is_kept_for_each_target(cli, monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
+    """By runners that say how long they took."""
+    taken = {"on": 1.0, "off": 2.0} if faster == "on" else {"on": 2.0, "off": 1.0}
+    used = {name: json.dumps({"asked": "auto", "used": name}) for name in taken}
+
+    def seconds(run: Any, image: Any) -> float:
+        form = run.session.get_modelmeta().custom_metadata_map["smp3d-export.optimise"]
+        return next(taken[name] for name, text in used.items() if text == form)
+
+    monkeypatch.setattr(onnx_runner.Runner, "seconds", seconds)
+    result = cli(*SMALL, "--optimise", "auto", "--no-bench", "-o", "net")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads(Path("net/manifest.json").read_text())
+    assert manifest["optimise"] == {
+        "asked": "auto",
+        "used": faster,
+        "milliseconds": {k: 1e3 * v for k, v in taken.items()},
+    }
+    assert bool(manifest["optimisations"]) == (faster == "on")
+    assert sorted(path.name for path in Path("net").iterdir()) == ["golden.npz", "manifest.json", "model.onnx"]
+    assert ("ConvTranspose" in {node.op_type for node in onnx.load("net/model.onnx").graph.node}) == (faster == "on")
 
 
 def test_json_is_the_verdict_alone_and_a_static_export_is_static(cli) -> None:

@@ -81,6 +81,12 @@ def test_engines_for_chosen_gpus_from_an_onnx_file_without_torch(exported: Path,
     assert manifest_of(tmp_path / "net")["engine"]["gpus"] == ["8.6", "8.9"]
 
 
+@without_gpu
+def test_of_two_forms_the_first_is_built_where_none_can_be_timed(cli) -> None:
+    assert cli(*SMALL, "--to", "trt-rtx", "--optimise", "auto", "--no-bench", "-o", "net").exit_code == 0
+    assert manifest_of("net")["optimise"] == {"asked": "auto", "used": "on", "milliseconds": {}}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
