@@ -42,7 +42,7 @@ def run(request: Request, source: OnnxSource, reporter: Reporter | None = None) 
     if any(given is not None for given in (request.shape, request.min, request.max)) or request.static:
         raise UsageError("an ONNX file has its shapes from its export: leave out --shape, --min, --max and --static")
     file = onnx_file.read(source.path)
-    request = request.with_precision(file.precision)
+    request = request.with_precision(file.precision).placed(cuda=False)  # ONNX Runtime is what is compared with
     targets.check(request.targets, request.options, file)
     artifact.check_replaceable(request.folder)
     threads = request.threads or hardware.cores()

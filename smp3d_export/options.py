@@ -136,7 +136,12 @@ Gpu = Annotated[
     typer.Option(metavar="CC,...", rich_help_panel=EXPORT, help="Compute capabilities an engine is for: 8.6,8.9"),
 ]
 Device = Annotated[
-    str, typer.Option(metavar="cpu|cuda[:N]", rich_help_panel=EXPORT, help="Where to capture, compare and measure.")
+    str,
+    typer.Option(
+        metavar="cpu|cuda[:N]",
+        rich_help_panel=EXPORT,
+        help="Where to capture, compare and measure; auto: on the GPU for engines, if there is one.",
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(rich_help_panel=PROOF, help="To run on. [dim]Default: all cores[/]", min=1)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from smp3d_export.errors import UsageError, unknown
+from smp3d_export.request import AUTO
 from smp3d_export.runtime.volumes import Normalisation
 from smp3d_export.targets import Precision
 
@@ -100,8 +101,10 @@ def precision(text: str | None) -> Precision | None:
     return Precision(text)
 
 
-def device(text: str) -> str:
-    """`cpu`, `cuda` or `cuda:N`."""
+def device(text: str, *, auto: bool = False) -> str:
+    """`cpu`, `cuda` or `cuda:N`; `auto` where that is decided later."""
+    if auto and text == AUTO:
+        return text
     kind, colon, number = text.partition(":")
     if text != "cpu" and (kind != "cuda" or (colon and not number.isdigit())):
         raise UsageError(f"--device is {text!r}; it is cpu, cuda or cuda:N")

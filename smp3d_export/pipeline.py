@@ -30,7 +30,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
         TargetUnavailableError: none of the targets can be exported to here.
         ExportError: the network cannot be captured.
     """
-    reporter = reporter or Reporter()
+    reporter, request = reporter or Reporter(), request.placed(torch.cuda.is_available())
     targets.check(request.targets, request.options)
     artifact.check_replaceable(request.folder)
     assert not isinstance(request.network, OnnxSource)

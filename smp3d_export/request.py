@@ -13,6 +13,10 @@ from smp3d_export.targets import Options, Precision
 
 Sizes = tuple[int, ...]
 
+AUTO = "auto"
+ENGINES = ("trt", "trt-rtx")
+"""Targets that run on a GPU alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRequest:
@@ -68,7 +72,7 @@ class Request:
     network, if one is, and else as `ShapeContract.of` has it. `precision` defaults to that of an ONNX file, and else to
     fp32. `optimise` says whether artifacts are made of the rewritten program, of the captured one, or, for each target,
     of that which is faster here. `threads` is how many the artifact and the network run on; all of the machine's cores
-    where it is None.
+    where it is None. `device` is `cpu`, `cuda` or `cuda:N`; `auto` is decided by `placed`.
     """
 
     network: Source
@@ -83,7 +87,7 @@ class Request:
     keep_fp32: tuple[str, ...] = ()
     calibration: Calibration | None = None
     gpus: tuple[str, ...] = ()
-    device: str = "cpu"
+    device: str = AUTO
     threads: int | None = None
     opset: int = 20
     optimise: Literal["on", "off", "auto"] = "on"
@@ -102,6 +106,12 @@ class Request:
             gpus=self.gpus,
             device=self.device,
         )
+
+    def placed(self, cuda: bool) -> Request:
+        """The same with a device: the GPU, if there is one and all the targets run there alone, else the processor."""
+        if self.device != AUTO:
+            return self
+        return replace(self, device="cuda" if cuda and all(name in ENGINES for name in self.targets) else "cpu")
 
     def with_precision(self, default: Precision) -> Request:
         """The same with a precision, if it has none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from smp3d_export.bench import MATRIX_SIZE, Bench, Row
+from smp3d_export.bench import BEST_EAGER, MATRIX_SIZE, Bench, Row
 from smp3d_export.report.console import milliseconds, speedup
 
 
@@ -30,6 +30,8 @@ def show(result: Bench, console: Console) -> None:
         f"{result.matrix_gflops:.0f} GFLOP/s in the same rounds.",
         highlight=False,
     )
+    if any(row.name == BEST_EAGER for row in result.rows):
+        console.print(f"{BEST_EAGER}: rewritten as artifacts are, in channels-last-3d", highlight=False)
     memory = {row.name: row.peak_memory for row in result.rows if row.peak_memory}
     for name, peak in memory.items():
         console.print(f"{name}: {peak / 1e9:.2f} GB of memory at its peak, alone in a process", highlight=False)

@@ -16,7 +16,8 @@ def test_against_eager_at_a_shape_of_ones_own(cli, exported: Path) -> None:
     result = cli("bench", exported, "--shape", "1,1,16,16,8", "--seconds", "0", "--json")
     assert result.exit_code == 0, result.output
     measured = json.loads(result.stdout)
-    eager, ours = measured["rows"]
+    eager, best, ours = measured["rows"]
+    assert best["name"] == "best eager"
     assert (eager["name"], eager["ratio"], ours["name"], ours["shape"]) == (
         "eager", None, exported.name, [1, 1, 16, 16, 8],
     )  # fmt: skip

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from smp3d_export import parsing
 from smp3d_export.errors import UsageError
+from smp3d_export.request import NetworkRequest, Request
 
 sizes = st.lists(st.integers(1, 10**6), min_size=5, max_size=5)
 
@@ -81,3 +82,19 @@ def test_a_shape_is_five_numbers(text: str) -> None:
 def test_a_normalisation_has_a_mean_and_a_deviation(text: str) -> None:
     with pytest.raises(UsageError, match="--normalize is"):
         parsing.normalisation(text)
+
+
+@pytest.mark.parametrize(
+    ("device", "targets", "cuda", "placed"),
+    [
+        ("auto", ("trt",), True, "cuda"),
+        ("auto", ("trt", "trt-rtx"), True, "cuda"),
+        ("auto", ("trt", "onnx"), True, "cpu"),  # ONNX Runtime here may be one for processors
+        ("auto", ("trt-rtx",), False, "cpu"),
+        ("cpu", ("trt",), True, "cpu"),
+        ("cuda:1", ("onnx",), False, "cuda:1"),
+    ],
+)
+def test_the_device_is_the_gpu_where_that_alone_runs_the_targets(device: str, targets, cuda: bool, placed: str) -> None:
+    network = NetworkRequest(architecture="unet", encoder="resnet18")
+    assert Request(network=network, targets=targets, device=device).placed(cuda).device == placed
