@@ -90,9 +90,10 @@ def alternate(
     threads: int,
     clock: Callable[[], float] = time.perf_counter,
     step: Callable[[int, int, str], None] = lambda done, total, what: None,
+    budget: float = SECONDS,
 ) -> Throughput:
-    """Time an artifact and its baselines in turn."""
-    times = rounds((*baselines.values(), artifact), clock=clock, step=step)
+    """Time an artifact and its baselines in turn, for `budget` seconds if that is more than the least rounds take."""
+    times = rounds((*baselines.values(), artifact), clock=clock, step=step, budget=budget)
     voxels = int(np.prod([shape[0], *shape[2:]]))
     timings = [timing(first, seconds, voxels) for first, seconds in times]
     return Throughput(

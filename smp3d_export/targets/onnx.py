@@ -69,7 +69,7 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     nodes = len(model.graph.node)
     summary = f"opset {options.opset}, {nodes} nodes, {megabytes(size)}"
     facts: dict[str, Any] = {"opset": options.opset, "nodes": nodes, **kept_fp32(captured, options), **quantisation}
-    return Exported(summary, facts, model if "kept_fp32" in facts else None)
+    return Exported(summary, facts, model)
 
 
 def kept_fp32(source: Exportable, options: Options) -> dict[str, Any]:

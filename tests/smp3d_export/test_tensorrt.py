@@ -14,7 +14,7 @@ import onnx
 import pytest
 from small import SMALL
 
-from smp3d_export import hardware, onnx_file
+from smp3d_export import delivery, hardware, onnx_file
 from smp3d_export.calibration import Calibration
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ExportError
@@ -237,3 +237,13 @@ def test_an_engine_is_run_compared_and_timed_on_a_gpu(cli, target: str) -> None:
     assert (manifest["run"], manifest["parity"]["of"]) == ("here", "artifact")
     assert manifest["throughput"]["speedup"] > 0
     assert cli("verify", "net").exit_code == 0
+
+
+@without_gpu
+def test_a_graph_that_the_target_onnx_has_compared_is_not_compared_again(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "StandIn", None)
+    result = cli(*SMALL, "--to", "onnx,trt-rtx", "--no-bench", "-o", "net")
+    assert result.exit_code == 0, result.output
+    first, second = (manifest_of(f"net/{target}")["parity"] for target in ("onnx", "trt-rtx"))
+    assert (first["of"], second["of"]) == ("artifact", "graph")
+    assert second["cases"] == first["cases"]
