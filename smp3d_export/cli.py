@@ -125,6 +125,10 @@ smp3d-export unet resnet34 --shape 1,1,128,128,64
 smp3d-export unet efficientnet-b0 --checkpoint best.ckpt --sample scan.nii.gz --normalize zscore
 
 smp3d-export unet resnet50 --strides 2,2,2/2,2,1/2,2,2/2,2,1/2,2,2 --shape 1,1,128,128,32 --classes 3
+
+smp3d-export unet resnet34 --checkpoint best.pth --to openvino,trt-rtx --precision fp16 --gpu 8.6,8.9
+
+smp3d-export unet resnet34 --checkpoint best.pth --to openvino --precision int8 --calibration volumes/
 """
 
 
