@@ -1,17 +1,10 @@
-"""MobileOne encoders in 3D (Vasu et al., arXiv:2206.04040), and the folding of their branches.
+"""MobileOne encoders in 3D (Vasu et al., arXiv:2206.04040).
 
-A block is a sum of branches while it is trained, and one convolution once they are folded:
-
-    sum_i bn_i(conv(x, w_i)) = conv(x, sum_i a_i w_i) + sum_i (beta_i - a_i mean_i),    a = gamma / sqrt(var + eps)
-
-A branch with kernel 1 is one whose kernel is zero but for its middle, and the bare normalisation one whose middle is
-the identity. With stride or dilation all of them read the same voxels, so this is exact there too.
+A block is a sum of branches while it is trained. The optimiser makes one convolution of them: see
+`smp3d_export/optimise/parallel_conv.py`.
 """
 
 from __future__ import annotations
-
-from copy import deepcopy
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -123,50 +116,3 @@ class SqueezeExcitation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate = F.relu(self.reduce(F.adaptive_avg_pool3d(x, 1)))
         return x * torch.sigmoid(self.expand(gate))
-
-
-def fuse(model: nn.Module) -> int:
-    """Replace every block in `model` by its folded form, in place; returns how many there were."""
-    places = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, Block)
-    ]
-    for parent, name, block in places:
-        setattr(parent, name, reparameterized(block))
-    return len(places)
-
-
-@torch.no_grad()
-def reparameterized(block: Block) -> nn.Sequential:
-    """The block with its branches folded into one convolution with bias; equal in eval mode. `block` stays as it is.
-
-    The weights are summed in double precision and rounded once.
-    """
-    like = block.branches[0].conv
-    weight = torch.zeros_like(like.weight, dtype=torch.float64)
-    bias = weight.new_zeros(like.out_channels)
-    for branch in block.branches:
-        scale, shift = affine(branch.bn)
-        margins = [(whole - own) // 2 for whole, own in zip(like.kernel_size, branch.conv.kernel_size, strict=True)]
-        kernel = scale[:, None, None, None, None] * branch.conv.weight.double()
-        weight += F.pad(kernel, [margin for margin in reversed(margins) for _ in range(2)])
-        bias += shift
-    if block.rbr_skip is not None:
-        scale, shift = affine(block.rbr_skip)
-        h, w, d = (size // 2 for size in like.kernel_size)
-        outputs = torch.arange(like.out_channels, device=weight.device)
-        weight[outputs, outputs % weight.shape[1], h, w, d] += scale
-        bias += shift
-    conv = deepcopy(like)  # stride, padding, dilation and groups stay
-    conv.weight = nn.Parameter(weight.to(like.weight.dtype))
-    conv.bias = nn.Parameter(bias.to(like.weight.dtype))
-    return nn.Sequential(conv, block.se, block.activation).train(block.training)
-
-
-def affine(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
-    """Scale and shift, in double precision, that a normalisation amounts to in eval mode."""
-    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    scale = norm.weight.double() / torch.sqrt(variance.double() + norm.eps)
-    return scale, norm.bias.double() - mean.double() * scale

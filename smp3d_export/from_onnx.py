@@ -9,7 +9,8 @@ from __future__ import annotations
 from smp3d_export import artifact, hardware, manifest, onnx_file, targets
 from smp3d_export.delivery import Delivery
 from smp3d_export.errors import UsageError
-from smp3d_export.onnx_file import OnnxFile, activation_bytes
+from smp3d_export.onnx_file import OnnxFile
+from smp3d_export.onnx_graph import activation_bytes
 from smp3d_export.progress import Reporter
 from smp3d_export.report import Report
 from smp3d_export.request import OnnxSource, Request

@@ -56,9 +56,8 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
         if request.optimise != "off":
             with reporter.stage("optimise") as stage:
                 optimised = optimise(captured)
-                forms, stage.detail = {"on": optimised.captured} | forms, str(optimised)
-            if request.optimise == "on":
-                del forms["off"]
+                stage.detail = str(optimised)
+                forms = {"on": optimised.captured} | (forms if request.optimise == "auto" else {})
         description = manifest.describe(network, captured, request, gflop(graph_module(captured), contract.opt))
         baselines = network.baselines(request.options.precision)
         delivery = Delivery(request, forms, description, reference, baselines, threads, staging, reporter)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smp3d_export.calibration import Calibration
+from smp3d_export.runtime.tensorrt import MODULES
 from smp3d_export.runtime.volumes import Normalisation
 from smp3d_export.targets import Options, Precision
 
 Sizes = tuple[int, ...]
 
 AUTO = "auto"
-ENGINES = ("trt", "trt-rtx")
-"""Targets that run on a GPU alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +110,7 @@ class Request:
         """The same with a device: the GPU, if there is one and all the targets run there alone, else the processor."""
         if self.device != AUTO:
             return self
-        return replace(self, device="cuda" if cuda and all(name in ENGINES for name in self.targets) else "cpu")
+        return replace(self, device="cuda" if cuda and all(name in MODULES for name in self.targets) else "cpu")
 
     def with_precision(self, default: Precision) -> Request:
         """The same with a precision, if it has none."""

@@ -1,6 +1,6 @@
 """A batch normalisation folds into the convolution before it, a transposed one too.
 
-    (conv(x, w) + b - mean) * s + beta = conv(x, w * s) + (b - mean) * s + beta,   s = gamma / sqrt(variance + eps)
+    (conv(x, w) + b) * s + t = conv(x, w * s) + b * s + t
 
 with `s` for each output channel. Exact in inference, where mean and variance are constants.
 """
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from smp3d_export.graph import add_constant, arguments_of, aten, constant, is_call
-from smp3d_export.optimise.rewrite import Miss, Rewrite, replace
+from smp3d_export.optimise.rewrite import Miss, Rewrite, affine, replace
 
 
 @dataclass(frozen=True)
@@ -31,25 +30,20 @@ class FoldBatchNorm(Rewrite):
     def match(self, module: GraphModule, node: Node) -> Match | Miss | None:
         if not is_call(node, aten.batch_norm.default):
             return None
-        conv, gamma, beta, mean, variance, training, _, epsilon = arguments_of(node)[:8]
+        conv = arguments_of(node)[0]
         transposed = is_call(conv, aten.conv_transpose3d.input)
         if not transposed and not is_call(conv, aten.conv3d.default):
             return Miss("it does not follow a convolution")
-        if training:
-            return Miss("it is in training mode")
         if len(conv.users) > 1:
             return Miss("the convolution has a second user")
         arguments = arguments_of(conv)
         weight, bias = (constant(module, argument) for argument in (*arguments, None)[1:3])
-        mean, variance = constant(module, mean), constant(module, variance)
-        if weight is None or mean is None or variance is None:
-            return Miss("its weights are not constants")
-        scale = torch.rsqrt(variance.double() + epsilon)
-        if (g := constant(module, gamma)) is not None:
-            scale = scale * g.double()
-        shift = ((bias.double() if bias is not None else 0.0) - mean.double()) * scale
-        if (b := constant(module, beta)) is not None:
-            shift = shift + b.double()
+        norm = affine(module, node)
+        if weight is None or norm is None:
+            return Miss("its weights are not constants, or it is in training mode")
+        scale, shift = norm
+        if bias is not None:
+            shift = shift + bias.double() * scale
         if transposed:
             scale = by_inputs(scale, weight, groups=arguments[6] if len(arguments) > 6 else 1)
         else:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from smp3d_export.graph import add_constant, arguments_of, aten, constant, is_call
-from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite
+from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, affine
 from smp3d_export.optimise.rewrite import replace as put
 
 UNIT = (1, 1, 1)
@@ -81,19 +81,13 @@ class ParallelConv(Rewrite):
 
 def normalisation(module: GraphModule, node: Node, beside: Conv) -> tuple[Conv, Tensor, Tensor] | None:
     """A bare batch normalisation as a convolution with the groups of another; None where it cannot be one."""
-    source, gamma, beta, mean, variance, training, _, epsilon = arguments_of(node)[:8]
-    mean, variance, like = constant(module, mean), constant(module, variance), constant(module, beside.weight)
-    if mean is None or variance is None or like is None or training or source is not beside.input:
+    norm, like = affine(module, node), constant(module, beside.weight)
+    if norm is None or like is None or arguments_of(node)[0] is not beside.input:
         return None
+    scale, shift = norm
     outputs, inputs = like.shape[:2]
-    if len(mean) != outputs or inputs * beside.groups != outputs or tuple(beside.stride) != UNIT:
+    if len(scale) != outputs or inputs * beside.groups != outputs or tuple(beside.stride) != UNIT:
         return None
-    scale = torch.rsqrt(variance.double() + epsilon)
-    if (g := constant(module, gamma)) is not None:
-        scale = scale * g.double()
-    shift = -mean.double() * scale
-    if (b := constant(module, beta)) is not None:
-        shift = shift + b.double()
     weight = scale.new_zeros(outputs, inputs, 1, 1, 1)
     channels = torch.arange(outputs, device=weight.device)
     weight[channels, channels % inputs, 0, 0, 0] = scale

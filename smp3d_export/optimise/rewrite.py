@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.graph import arguments_of, aten, is_call
+from smp3d_export.graph import arguments_of, aten, constant, is_call
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,24 @@ class Conv:
         input, weight, *rest = arguments_of(node)
         bias, stride, padding, dilation, groups = (*rest, *defaults[len(rest) :])
         return cls(input, weight, bias, triple(stride), triple(padding), triple(dilation), groups)
+
+
+def affine(module: GraphModule, node: Node) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift of each channel, in float64, that an `aten.batch_norm` amounts to in inference; None in training.
+
+    x * s + t with s = gamma / sqrt(variance + eps) and t = beta - mean * s
+    """
+    _, gamma, beta, mean, variance, training, _, epsilon = arguments_of(node)[:8]
+    mean, variance = constant(module, mean), constant(module, variance)
+    if training or mean is None or variance is None:
+        return None
+    scale = torch.rsqrt(variance.double() + epsilon)
+    if (g := constant(module, gamma)) is not None:
+        scale = scale * g.double()
+    shift = -mean.double() * scale
+    if (b := constant(module, beta)) is not None:
+        shift = shift + b.double()
+    return scale, shift
 
 
 def triple(value: Any) -> tuple[int, ...]:

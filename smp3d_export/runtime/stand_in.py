@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from smp3d_export.onnx_graph import tensor_types
 from smp3d_export.runtime.onnx import outputs_of, session
 from smp3d_export.runtime.volumes import Volume
 
@@ -34,8 +35,7 @@ def rounding(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
     low = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    inferred = onnx.shape_inference.infer_shapes(model)
-    types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
+    types = tensor_types(model)
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
     for tensor in twin.graph.initializer:

@@ -21,6 +21,7 @@ from smp3d_export.errors import Smp3dExportError, TargetUnavailableError, UsageE
 from smp3d_export.runtime.volumes import Volume
 
 MODULES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
+"""The targets that run on a GPU alone, and the module of each."""
 TRIALS = 5
 
 

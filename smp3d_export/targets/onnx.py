@@ -55,7 +55,8 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     """
     import onnx
 
-    from smp3d_export.onnx_file import PREFIX, save, too_large
+    from smp3d_export.onnx_file import PREFIX
+    from smp3d_export.onnx_graph import save, too_large
 
     model = graph(captured, options)
     quantisation = quantised_from(model, options)
@@ -121,7 +122,7 @@ def convert(captured: Captured, opset: int) -> onnx.ModelProto:
     """
     import torch
 
-    from smp3d_export.onnx_file import too_large
+    from smp3d_export.onnx_graph import too_large
 
     try:
         with quiet():

@@ -128,7 +128,7 @@ def read(model: ModelProto) -> openvino.Model:
     """
     import openvino
 
-    from smp3d_export.onnx_file import in_files, too_large
+    from smp3d_export.onnx_graph import in_files, too_large
 
     core = openvino.Core()
     try:

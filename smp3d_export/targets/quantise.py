@@ -44,7 +44,7 @@ def quantised(source: Exportable, calibration: Calibration, opset: int) -> onnx.
         UsageError: a volume of the calibration cannot be read, or does not fit the contract.
         ExportError: the ONNX exporter or the quantisation fails.
     """
-    from smp3d_export.onnx_file import too_large
+    from smp3d_export.onnx_graph import too_large
     from smp3d_export.targets import Options, onnx
 
     model = onnx.graph(source, Options(opset=opset))

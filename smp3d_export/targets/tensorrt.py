@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from smp3d_export import hardware
 from smp3d_export.contract import INPUT, Shape, ShapeContract, written
 from smp3d_export.errors import ExportError, UsageError
-from smp3d_export.onnx_file import in_files, in_fp32, tensor_shapes, tensor_types, too_large
-from smp3d_export.runtime.tensorrt import Cuda, index_of, logger
+from smp3d_export.onnx_graph import in_files, in_fp32, tensor_shapes, tensor_types, too_large
+from smp3d_export.runtime.tensorrt import MODULES, Cuda, index_of, logger
 from smp3d_export.targets import Exported, Options, Precision, Support, onnx
 from smp3d_export.targets.sizes import megabytes
 
@@ -151,14 +151,14 @@ class TensorRT:
 
 TRT = TensorRT(
     name="trt",
-    module="tensorrt",
+    module=MODULES["trt"],
     precisions=tuple(Precision),
     install="pip install tensorrt; or build with --to trt-rtx, which needs no GPU: pip install 'smp3d-export[trt-rtx]'",
     builds_on_gpu=True,
 )
 TRT_RTX = TensorRT(
     name="trt-rtx",
-    module="tensorrt_rtx",
+    module=MODULES["trt-rtx"],
     precisions=(Precision.FP32, Precision.FP16, Precision.BF16),
     install="pip install 'smp3d-export[trt-rtx]'",
     builds_on_gpu=False,

@@ -14,7 +14,7 @@ import pytest
 from small import SMALL
 from typer.testing import CliRunner
 
-from smp3d_export import onnx_file, runtime
+from smp3d_export import onnx_graph, runtime
 from smp3d_export.cli import app
 from smp3d_export.errors import TargetUnavailableError
 from smp3d_export.runtime import openvino as runner_module
@@ -149,7 +149,7 @@ def test_one_arithmetic_for_all_is_said_of_keep_fp32(cli) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=needs_bf16)])
-def test_from_an_onnx_file_of_the_same_precision_or_of_fp32(cli, precision: str) -> None:
+def test_from_an_onnx_graph_of_the_same_precision_or_of_fp32(cli, precision: str) -> None:
     for given in ("fp32", precision):
         result = cli(*SMALL, "--to", "onnx", "--precision", given, "--no-bench", "-o", given)
         assert result.exit_code == 0, result.output
@@ -169,7 +169,7 @@ def test_a_graph_over_the_limit_of_a_message_is_read_by_way_of_files(
     before = {tensor.name: tensor.raw_data for tensor in graph.graph.initializer}
     image = volume((1, 1, 32, 24, 16), 0)
     expected = openvino.Core().compile_model(target.read(graph), "CPU", {runner_module.HINT: "f32"})([image])[0]
-    monkeypatch.setattr(onnx_file, "MESSAGE_LIMIT", 1000)
+    monkeypatch.setattr(onnx_graph, "MESSAGE_LIMIT", 1000)
     found = openvino.Core().compile_model(target.read(graph), "CPU", {runner_module.HINT: "f32"})([image])[0]
     assert np.array_equal(expected, found)
     # The next target needs it whole.

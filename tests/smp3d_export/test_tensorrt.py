@@ -14,7 +14,7 @@ import onnx
 import pytest
 from small import SMALL
 
-from smp3d_export import delivery, hardware, onnx_file
+from smp3d_export import delivery, hardware, onnx_file, onnx_graph
 from smp3d_export.calibration import Calibration
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ExportError
@@ -210,18 +210,18 @@ def test_an_operator_that_the_parser_does_not_know_is_named(exported: Path, tmp_
 def test_a_large_graph_goes_by_way_of_files(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = onnx_file.read(exported / "model.onnx")
     whole = tensorrt.TRT_RTX.export(file, Options(), tmp_path).facts
-    monkeypatch.setattr(onnx_file, "MESSAGE_LIMIT", 1000)
+    monkeypatch.setattr(onnx_graph, "MESSAGE_LIMIT", 1000)
     assert tensorrt.TRT_RTX.export(file, Options(), tmp_path).facts == whole
 
 
 def test_operators_in_fp32_between_casts_compute_the_same(cli) -> None:
     assert cli(*SMALL, "--to", "onnx", "--precision", "bf16", "--no-bench", "-o", "net").exit_code == 0
     model = onnx.load("net/model.onnx")
-    wide, kept = onnx_file.in_fp32(model, {"ConvTranspose", "MaxPool"})
+    wide, kept = onnx_graph.in_fp32(model, {"ConvTranspose", "MaxPool"})
     assert kept == {"ConvTranspose": 3, "MaxPool": 1}
-    types = onnx_file.tensor_types(wide)
+    types = onnx_graph.tensor_types(wide)
     assert {types[n.output[0]] for n in wide.graph.node if n.op_type in kept} == {onnx.TensorProto.FLOAT}
-    assert onnx_file.in_fp32(wide, kept) == (wide, {})
+    assert onnx_graph.in_fp32(wide, kept) == (wide, {})
     image = volume((1, 1, 32, 24, 16), 0)
     found, expected = (outputs_of(session(rounding(m).SerializeToString(), 1), image)["masks"] for m in (wide, model))
     assert np.abs(found - expected).max() < 1e-2 * np.ptp(expected)

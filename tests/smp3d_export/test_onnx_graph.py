@@ -1,4 +1,4 @@
-"""ONNX files as they are written: weight by weight, and what a graph's weights cost on the way."""
+"""ONNX graphs as they are written: weight by weight, and what a graph's weights cost on the way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from smp3d_export import onnx_file
+from smp3d_export import onnx_graph
 
 
 @given(st.lists(st.integers(0, 300), max_size=4), st.text(max_size=5))
@@ -22,7 +22,7 @@ def test_what_is_written_in_parts_is_what_is_written_whole(tmp_path_factory, siz
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], producer_name=text)
     helper.set_model_props(model, {"text": text})
     path = tmp_path_factory.mktemp("file") / "model.onnx"
-    onnx_file.save(model, path)
+    onnx_graph.save(model, path)
     assert onnx.load(path) == model
     assert path.stat().st_size == model.ByteSize()
 
@@ -30,7 +30,7 @@ def test_what_is_written_in_parts_is_what_is_written_whole(tmp_path_factory, siz
 def test_a_graph_too_large_for_one_message_has_its_weights_beside_it(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from small import SMALL
 
-    monkeypatch.setattr(onnx_file, "MESSAGE_LIMIT", 1_000_000)
+    monkeypatch.setattr(onnx_graph, "MESSAGE_LIMIT", 1_000_000)
     result = cli(*SMALL, "--no-bench", "-o", "net")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in Path("net").iterdir()) == [
