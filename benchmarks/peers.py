@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from smp3d_export import hardware, runtime
+from smp3d_export import forms, hardware, runtime
 from smp3d_export.bench import MATRIX_SIZE, matrix_product
 from smp3d_export.calibration import Calibration
 from smp3d_export.errors import ParityError
@@ -192,6 +192,7 @@ def exported(job: Job, precision: Precision) -> Report:
         max=job.shape,
         targets=tuple(way.split()[0] for way in job.ways if WAYS[way][0] == "ours" and way.endswith(f" {precision}")),
         precision=precision,
+        optimise="cpu" if precision in forms.PRECISIONS else "on",
         calibration=calibration,
         output=job.folder / precision,
         bench=False,

@@ -24,7 +24,8 @@ class Captured:
     `outputs` are the names of what it returns and their numbers of axes: `masks` (N, classes, H, W, D), or (N, H, W, D)
     where they are class numbers, and `labels` (N, classes) where there is a classification head. `rewrites` says how
     often each rewrite of the optimiser was applied. `precision` is that of its graph, and `kept` names the layers that
-    stay in fp32 all the same, with the reason.
+    stay in fp32 all the same, with the reason. `for_cpu` says that it is to be the fastest on a processor, whatever it
+    is elsewhere.
     """
 
     program: ExportedProgram
@@ -33,6 +34,7 @@ class Captured:
     rewrites: Mapping[str, int] = field(default_factory=dict)
     precision: Precision = Precision.FP32
     kept: Mapping[str, str] = field(default_factory=dict)
+    for_cpu: bool = False
 
 
 def capture(model: nn.Module, contract: ShapeContract) -> Captured:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from smp3d_export import artifact, hardware, manifest, runtime, targets, validate
-from smp3d_export.errors import ParityError, Smp3dExportError, TargetUnavailableError, TooSlowError
+from smp3d_export.errors import ExportError, ParityError, Smp3dExportError, TargetUnavailableError, TooSlowError
+from smp3d_export.forms import for_target
 from smp3d_export.onnx_file import OnnxFile
 from smp3d_export.progress import Reporter
 from smp3d_export.report import Verdict
@@ -118,15 +119,23 @@ class Delivery:
 
     def _export(self, module: Target, folder: Path) -> tuple[Exported, dict[str, Any]]:
         """Fill the folder with an artifact; of several forms, with that of the one that is the fastest here."""
-        if len(self.forms) == 1:
-            (name,) = self.forms
+        forms = for_target(self.forms, module.name)
+        if len(forms) == 1:
+            (name,) = forms
             return self._make(module, name, folder)
         with tempfile.TemporaryDirectory(prefix=".forms-", dir=folder) as scratch:
-            places = {name: Path(scratch) / name for name in self.forms}
-            made = {}
-            for name, place in places.items():
+            places, made, failed = {}, {}, None
+            for name in forms:
+                place = Path(scratch) / name
                 place.mkdir()
-                made[name] = self._make(module, name, place)
+                try:
+                    made[name] = self._make(module, name, place)
+                except ExportError as error:
+                    failed = error
+                    continue
+                places[name] = place
+            if failed is not None and not made:
+                raise failed
             seconds = self._race(places)
             chosen = min(seconds, key=lambda name: seconds[name]) if seconds else next(iter(places))
             for path in places[chosen].iterdir():

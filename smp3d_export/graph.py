@@ -45,6 +45,23 @@ def constant(module: GraphModule, node: Node | None) -> Tensor | None:
     return value
 
 
+def divides(number: int, node: Node, axis: int) -> bool:
+    """Whether the size of a captured node's value along an axis is a multiple at every shape of the contract."""
+    value = node.meta.get("val")
+    if value is None:
+        return False
+    size = value.shape[axis]
+    if isinstance(size, int):
+        return size % number == 0
+    return (size.node.expr / number).expand().is_integer is True  # sizes are integer symbols, times the multiple
+
+
+def size_of(node: Node, axis: int) -> Node | int:
+    """The size of a captured node's value along an axis: a node where it is dynamic. Insert at the place set."""
+    size = node.meta["val"].shape[axis]
+    return size if isinstance(size, int) else node.graph.call_function(aten.sym_size.int, (node, axis))
+
+
 def add_constant(module: GraphModule, tensor: Tensor, of: Node, leaf: str | None = None) -> Node:
     """A node for a new weight, beside the one that it is made of, so that its layer keeps its name.
 

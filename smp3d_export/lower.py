@@ -71,7 +71,7 @@ def lowered(captured: Captured, options: Options) -> Captured:
     return _lowered(captured, options.precision, options.keep_fp32)
 
 
-@lru_cache(maxsize=2)  # the forms that --optimise auto has the choice of
+@lru_cache(maxsize=3)  # the forms that --optimise auto has the choice of
 def _lowered(captured: Captured, precision: Precision, keep: tuple[str, ...]) -> Captured:
     module = graph_module(captured)
     make_functional(module)

@@ -75,6 +75,13 @@ def framed(number: int, size: int) -> bytes:
     return bytes([*out, size])
 
 
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes by name, as Python has them."""
+    from onnx import helper
+
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
 def too_large(model: onnx.ModelProto) -> bool:
     """Whether a graph passes what one protobuf message may have, so that its weights go into a file of their own.
 

@@ -156,7 +156,9 @@ Opset = Annotated[int, typer.Option(rich_help_panel=EXPORT, help="ONNX operator 
 Optimise = Annotated[
     str,
     typer.Option(
-        metavar="on|off|auto", rich_help_panel=EXPORT, help="Exact rewrites of the graph; auto: where they are faster."
+        metavar="on|off|cpu|auto",
+        rich_help_panel=EXPORT,
+        help="Exact rewrites of the graph; cpu: those for processors too; auto: the fastest here.",
     ),
 ]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from smp3d_export.errors import UsageError, unknown
-from smp3d_export.request import AUTO
+from smp3d_export.request import AUTO, Optimise
 from smp3d_export.runtime.volumes import Normalisation
 from smp3d_export.targets import Precision
 
@@ -123,11 +123,11 @@ def capabilities(text: str | None) -> tuple[str, ...]:
     return parts
 
 
-def optimise(text: str) -> Literal["on", "off", "auto"]:
-    """`on`, `off` or `auto`."""
-    if text == "on" or text == "off" or text == "auto":
+def optimise(text: str) -> Optimise:
+    """`on`, `off`, `cpu` or `auto`."""
+    if text == "on" or text == "off" or text == "cpu" or text == "auto":
         return text
-    raise UsageError(f"--optimise is {text!r}; it is on, off or auto")
+    raise UsageError(f"--optimise is {text!r}; it is on, off, cpu or auto")
 
 
 def value(text: str) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from smp3d_export import artifact, hardware, manifest, targets
+from smp3d_export import artifact, forms, hardware, manifest, targets
 from smp3d_export.capture import activation_bytes, capture
 from smp3d_export.contract import ShapeContract
 from smp3d_export.delivery import Delivery
 from smp3d_export.errors import ShapeError
 from smp3d_export.graph import graph_module
 from smp3d_export.network import Network, build
-from smp3d_export.optimise import gflop, optimise
+from smp3d_export.optimise import gflop
 from smp3d_export.progress import Reporter
 from smp3d_export.report import Report
 from smp3d_export.request import OnnxSource, Request
@@ -32,6 +32,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
     """
     reporter, request = reporter or Reporter(), request.placed(torch.cuda.is_available())
     targets.check(request.targets, request.options)
+    forms.check(request)
     artifact.check_replaceable(request.folder)
     assert not isinstance(request.network, OnnxSource)
     threads = request.threads or hardware.cores()
@@ -52,15 +53,10 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
             activations=activation_bytes(captured),
             label_threshold=network.label_threshold,
         )
-        forms = {"off": captured}
-        if request.optimise != "off":
-            with reporter.stage("optimise") as stage:
-                optimised = optimise(captured)
-                stage.detail = str(optimised)
-                forms = {"on": optimised.captured} | (forms if request.optimise == "auto" else {})
         description = manifest.describe(network, captured, request, gflop(graph_module(captured), contract.opt))
         baselines = network.baselines(request.options.precision)
-        delivery = Delivery(request, forms, description, reference, baselines, threads, staging, reporter)
+        made_of = forms.of(captured, request, reporter)
+        delivery = Delivery(request, made_of, description, reference, baselines, threads, staging, reporter)
         verdicts = tuple(delivery.of(target) for target in request.targets)
     return Report(network=network.name, verdicts=verdicts)
 

@@ -13,6 +13,7 @@ from smp3d_export.runtime.volumes import Normalisation
 from smp3d_export.targets import Options, Precision
 
 Sizes = tuple[int, ...]
+Optimise = Literal["on", "off", "cpu", "auto"]
 
 AUTO = "auto"
 
@@ -69,9 +70,9 @@ Source = NetworkRequest | SavedModel | OnnxSource
 class Request:
     """One export. `shape`, `min` and `max` are (N, C, H, W, D); they default to the contract that is saved with the
     network, if one is, and else as `ShapeContract.of` has it. `precision` defaults to that of an ONNX file, and else to
-    fp32. `optimise` says whether artifacts are made of the rewritten program, of the captured one, or, for each target,
-    of that which is faster here. `threads` is how many the artifact and the network run on; all of the machine's cores
-    where it is None. `device` is `cpu`, `cuda` or `cuda:N`; `auto` is decided by `placed`.
+    fp32. `optimise` says which of the program's `forms` artifacts are made of; `auto`, for each target, the fastest
+    here. `threads` is how many the artifact and the network run on; all of the machine's cores where it is None.
+    `device` is `cpu`, `cuda` or `cuda:N`; `auto` is decided by `placed`.
     """
 
     network: Source
@@ -89,7 +90,7 @@ class Request:
     device: str = AUTO
     threads: int | None = None
     opset: int = 20
-    optimise: Literal["on", "off", "auto"] = "on"
+    optimise: Optimise = "on"
     output: Path | None = None
     bench: bool = True
     min_speedup: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -18,14 +19,21 @@ from smp3d_export.hardware import return_free_memory
 from smp3d_export.optimise.concat_conv import ConcatConv
 from smp3d_export.optimise.dilated_taps import LARGEST, DilatedTaps
 from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
+from smp3d_export.optimise.packed_conv import PackedConv
 from smp3d_export.optimise.parallel_conv import ParallelConv
 from smp3d_export.optimise.rewrite import Rewrite
 from smp3d_export.optimise.upsample_conv import UpsampleConv
+from smp3d_export.optimise.winograd import Winograd
+from smp3d_export.targets import Precision
 
 REWRITES: tuple[Rewrite, ...] = (FoldBatchNorm(), ParallelConv(), DilatedTaps(), ConcatConv(), UpsampleConv())
 
+# What is exact as well, but pays on processors alone; of these, what needs the precision of fp32.
+FOR_CPU: tuple[Rewrite, ...] = (PackedConv(),)
+FOR_CPU_IN_FP32: tuple[Rewrite, ...] = (Winograd(),)
+
 # Those that a line of progress has room for, and that change the work.
-SHOWN = (ParallelConv.name, DilatedTaps.name, UpsampleConv.name)
+SHOWN = (ParallelConv.name, DilatedTaps.name, UpsampleConv.name, PackedConv.name, Winograd.name)
 
 # Weights are combined in float64, so what is left is the order of float32 sums.
 AGREEMENT = 1e-5
@@ -33,18 +41,25 @@ AGREEMENT = 1e-5
 
 @dataclass(frozen=True)
 class Optimised:
-    """The rewritten program, and the work at the optimum shape before and after."""
+    """The rewritten program, how often each rewrite was applied, and the work at the optimum before and after."""
 
     captured: Captured
+    fired: Mapping[str, int]
     gflop_before: float
     gflop_after: float
 
     def __str__(self) -> str:
-        shown = [f"{times} {name}" for name, times in self.captured.rewrites.items() if name in SHOWN]
+        shown = [f"{times} {name}" for name, times in self.fired.items() if name in SHOWN]
         return f"{', '.join(shown) or 'nothing to rewrite'}, {self.gflop_before:.3g} → {self.gflop_after:.3g} GFLOP"
 
 
-def optimise(captured: Captured) -> Optimised:
+def for_cpu(captured: Captured, precision: Precision) -> Optimised:
+    """Rewrite a program, which `optimise` has rewritten, further for a processor that is to run it in a precision."""
+    found = optimise(captured, (*FOR_CPU, *(FOR_CPU_IN_FP32 if precision is Precision.FP32 else ())))
+    return replace(found, captured=replace(found.captured, for_cpu=True))
+
+
+def optimise(captured: Captured, rewrites: Sequence[Rewrite] = REWRITES) -> Optimised:
     """Rewrite a program. Where the result did not agree with the original, the original would be returned.
 
     Every target profits, for what is rewritten is the captured program itself.
@@ -52,14 +67,15 @@ def optimise(captured: Captured) -> Optimised:
     module = graph_module(captured)
     note_largest_sizes(module, captured.contract.max)
     before = gflop(module, captured.contract.opt)
-    fired = {rewrite.name: rewrite.run(module) for rewrite in REWRITES}
+    fired = {rewrite.name: rewrite.run(module) for rewrite in rewrites}
     fired = {name: times for name, times in fired.items() if times}
     drop_unused(module)
     if not fired or not agrees(module, captured):
-        return Optimised(captured, before, before)
+        return Optimised(captured, {}, before, before)
     return_free_memory()  # weights in float64 came and went: the holes are as large as the network
     after = gflop(module, captured.contract.opt)
-    return Optimised(replace(capture(module, captured.contract), rewrites=fired), before, after)
+    rewritten = replace(capture(module, captured.contract), rewrites={**captured.rewrites, **fired})
+    return Optimised(rewritten, fired, before, after)
 
 
 class Sizes(Interpreter):

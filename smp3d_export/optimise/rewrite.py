@@ -71,6 +71,11 @@ class Conv:
         bias, stride, padding, dilation, groups = (*rest, *defaults[len(rest) :])
         return cls(input, weight, bias, triple(stride), triple(padding), triple(dilation), groups)
 
+    def plain(self, weight: Tensor) -> bool:
+        """Whether it is the usual one: kernel 3, and padding, stride, dilation and groups 1."""
+        ones = self.padding == self.stride == self.dilation == (1, 1, 1) and self.groups == 1
+        return ones and tuple(weight.shape[2:]) == (3, 3, 3)
+
 
 def affine(module: GraphModule, node: Node) -> tuple[Tensor, Tensor] | None:
     """Scale and shift of each channel, in float64, that an `aten.batch_norm` amounts to in inference; None in training.

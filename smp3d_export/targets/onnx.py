@@ -58,7 +58,9 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     from smp3d_export.onnx_file import PREFIX
     from smp3d_export.onnx_graph import save, too_large
 
-    model = graph(captured, options)
+    model, planes = graph(captured, options), {}
+    if captured.for_cpu and options.precision is Precision.FP32:
+        model, planes = rewritten_by_planes(model, captured)
     quantisation = quantised_from(model, options)
     embedded = {f"{PREFIX}{key}": json.dumps(value) for key, value in quantisation.items()}
     onnx.helper.set_model_props(model, {**options.metadata, **embedded})
@@ -69,8 +71,27 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     size = sum(file.stat().st_size for file in folder.glob(f"{FILE}*"))
     nodes = len(model.graph.node)
     summary = f"opset {options.opset}, {nodes} nodes, {megabytes(size)}"
-    facts: dict[str, Any] = {"opset": options.opset, "nodes": nodes, **kept_fp32(captured, options), **quantisation}
+    facts: dict[str, Any] = {
+        "opset": options.opset,
+        "nodes": nodes,
+        **kept_fp32(captured, options),
+        **quantisation,
+        **planes,
+    }
     return Exported(summary, facts, model)
+
+
+def rewritten_by_planes(model: onnx.ModelProto, captured: Captured) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The graph for ONNX Runtime alone, others having the one that it is made of, and what a manifest says of it."""
+    import onnx
+
+    from smp3d_export.targets.planes import by_planes
+
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    if not (times := by_planes(own)):
+        return model, {}
+    return own, {"optimisations": {**captured.rewrites, "planes": times}}
 
 
 def kept_fp32(source: Exportable, options: Options) -> dict[str, Any]:
@@ -113,7 +134,7 @@ def graph(source: Exportable, options: Options) -> onnx.ModelProto:
     return convert(lowered(source, options), options.opset)
 
 
-@lru_cache(maxsize=2)  # the forms that --optimise auto has the choice of
+@lru_cache(maxsize=3)  # the forms that --optimise auto has the choice of
 def convert(captured: Captured, opset: int) -> onnx.ModelProto:
     """The ONNX graph of a captured program, once for however many targets are made from it.
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from smp3d_export.contract import INPUT
 from smp3d_export.errors import ExportError, Smp3dExportError
+from smp3d_export.onnx_graph import attributes
 
 if TYPE_CHECKING:
     import onnx
@@ -114,8 +115,7 @@ def has_weights(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 
 def kind(node: onnx.NodeProto) -> str:
     """A layer's operator, a grouped convolution apart from others."""
-    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-    return GROUPED if node.op_type == "Conv" and groups > 1 else node.op_type
+    return GROUPED if node.op_type == "Conv" and attributes(node).get("group", 1) > 1 else node.op_type
 
 
 def facts(model: onnx.ModelProto) -> dict[str, Any]:

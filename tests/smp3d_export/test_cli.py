@@ -45,7 +45,11 @@ ARCH, ENCODER, *REST = SMALL
         ([*SMALL, "--checkpoint", "none.pth", "--arg", "x=3"], "there is no Unet argument 'x'"),
         (["fpn", "resnet18", "--decoder-attention-type", "scse"], "there is no FPN argument 'decoder_attention_type'"),
         (["fpn", "resnet18", "--arg", "decoder_pyramid_channels=wide"], "decoder_pyramid_channels of FPN is 'wide'"),
-        ([*SMALL, "--optimise", "maybe"], "--optimise is 'maybe'; it is on, off or auto"),
+        ([*SMALL, "--optimise", "maybe"], "--optimise is 'maybe'; it is on, off, cpu or auto"),
+        (
+            [*SMALL, "--optimise", "cpu", "--precision", "int8", "--calibration", "."],
+            "--optimise cpu is for fp32, fp16, bf16",
+        ),
         ([*SMALL, "--opset", "17"], "--opset is 17; it must be 18 to"),
         ([*SMALL, "--normalize", "1"], "--normalize is '1'; it takes MEAN,STD"),
         ([*SMALL, "--sample", "none.npy"], "there is no file 'none.npy'"),

@@ -20,7 +20,7 @@ from small import SMALL
 
 import smp3d_export as smp
 from smp3d_export import artifact, hardware, runtime
-from smp3d_export.errors import ShapeError
+from smp3d_export.errors import ExportError, ShapeError
 from smp3d_export.network import build, randomise_normalisations
 from smp3d_export.request import NetworkRequest
 from smp3d_export.runtime import onnx as onnx_runner
@@ -119,10 +119,10 @@ def test_the_optimiser_is_recorded_and_can_be_turned_off(exported: Path, cli) ->
     assert "Resize" in operators
 
 
-@pytest.mark.parametrize("faster", ["on", "off"])
-def test_the_faster_form_is_kept_for_each_target(cli, monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
+@pytest.mark.parametrize("faster", ["on", "cpu", "off"])
+def test_the_fastest_form_is_kept_for_each_target(cli, monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
     """By runners that say how long they took."""
-    taken = {"on": 1.0, "off": 2.0} if faster == "on" else {"on": 2.0, "off": 1.0}
+    taken = {name: 1.0 if name == faster else 2.0 for name in ("on", "cpu", "off")}
     used = {name: json.dumps({"asked": "auto", "used": name}) for name in taken}
 
     def seconds(run: Any, image: Any) -> float:
@@ -138,9 +138,32 @@ def test_the_faster_form_is_kept_for_each_target(cli, monkeypatch: pytest.Monkey
         "used": faster,
         "milliseconds": {k: 1e3 * v for k, v in taken.items()},
     }
-    assert bool(manifest["optimisations"]) == (faster == "on")
+    assert bool(manifest["optimisations"]) == (faster != "off")
+    assert ("planes" in manifest["optimisations"]) == (faster == "cpu")
     assert sorted(path.name for path in Path("net").iterdir()) == ["golden.npz", "manifest.json", "model.onnx"]
-    assert ("ConvTranspose" in {node.op_type for node in onnx.load("net/model.onnx").graph.node}) == (faster == "on")
+    assert ("ConvTranspose" in {node.op_type for node in onnx.load("net/model.onnx").graph.node}) == (faster != "off")
+
+
+def test_a_form_that_cannot_be_exported_is_left_out(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = onnx_target.export
+
+    def failing(captured: Any, options: Any, folder: Path) -> Any:
+        if captured.rewrites:
+            raise ExportError("an operator is missing")
+        return export(captured, options, folder)
+
+    monkeypatch.setattr(onnx_target, "export", failing)
+    result = cli(*SMALL, "--optimise", "auto", "--no-bench", "-o", "net")
+    assert result.exit_code == 0, result.output
+    assert list(manifest_of(Path("net"))["optimise"]["milliseconds"]) == ["off"]
+
+
+def test_the_form_for_processors_can_be_asked_for(cli) -> None:
+    assert cli(*SMALL, "--optimise", "cpu", "--no-bench", "-o", "net").exit_code == 0
+    manifest = manifest_of(Path("net"))
+    assert manifest["optimise"] == {"asked": "cpu", "used": "cpu"}
+    assert manifest["optimisations"]["planes"] > 0
+    assert manifest["optimisations"]["packed-conv"] == 1
 
 
 def test_json_is_the_verdict_alone_and_a_static_export_is_static(cli) -> None:
