@@ -124,24 +124,26 @@ class Delivery:
             (name,) = forms
             return self._make(module, name, folder)
         with tempfile.TemporaryDirectory(prefix=".forms-", dir=folder) as scratch:
-            places, made, failed = {}, {}, None
+            places, made, failed = {}, {}, {}
             for name in forms:
                 place = Path(scratch) / name
                 place.mkdir()
                 try:
                     made[name] = self._make(module, name, place)
                 except ExportError as error:
-                    failed = error
+                    failed[name] = error
                     continue
                 places[name] = place
-            if failed is not None and not made:
-                raise failed
+            if not made:
+                raise next(iter(failed.values()))
             seconds = self._race(places)
             chosen = min(seconds, key=lambda name: seconds[name]) if seconds else next(iter(places))
             for path in places[chosen].iterdir():
                 path.rename(folder / path.name)
         exported, description = made[chosen]
         description["optimise"]["milliseconds"] = {name: round(1e3 * taken, 3) for name, taken in seconds.items()}
+        if failed:
+            description["optimise"]["failed"] = {name: str(error) for name, error in failed.items()}
         times = ", ".join(f"{1e3 * taken:.0f} ms {name}" for name, taken in seconds.items())
         short = exported.summary.partition(",")[0]
         return replace(exported, summary=f"{short}; {times or 'optimise on, not timed'}"), description

@@ -20,8 +20,8 @@ from smp3d_export.graph import add_constant, aten, constant, divides, size_of
 from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
 
 # Classes to blocks along H and W, the first that the map's sizes are multiples of. Head of 16 channels, 128x128x64, two
-# cores with AVX-512, milliseconds: one class 77 -> 32 in OpenVINO, 45 -> 38 in ONNX Runtime, 119 -> 46 in PyTorch;
-# three classes 79 -> 46, 65 -> 59, 115 -> 67. Blocks along D, the fastest axis, gain less, and in ONNX Runtime nothing.
+# cores with AVX-512: one class from 77 to 32 ms in OpenVINO and from 45 to 38 in ONNX Runtime, three classes from 79 to
+# 46 and from 65 to 59. Blocks along D, the fastest axis, gain less, and in ONNX Runtime nothing.
 BLOCKS = {1: ((4, 4), (2, 2)), 2: ((2, 2),), 3: ((2, 2),), 4: ((2, 2),)}
 LEAST_INPUTS = 8
 

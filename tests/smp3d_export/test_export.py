@@ -155,7 +155,9 @@ def test_a_form_that_cannot_be_exported_is_left_out(cli, monkeypatch: pytest.Mon
     monkeypatch.setattr(onnx_target, "export", failing)
     result = cli(*SMALL, "--optimise", "auto", "--no-bench", "-o", "net")
     assert result.exit_code == 0, result.output
-    assert list(manifest_of(Path("net"))["optimise"]["milliseconds"]) == ["off"]
+    found = manifest_of(Path("net"))["optimise"]
+    assert list(found["milliseconds"]) == ["off"]
+    assert found["failed"] == dict.fromkeys(("on", "cpu"), "an operator is missing")
 
 
 def test_the_form_for_processors_can_be_asked_for(cli) -> None:

@@ -346,6 +346,21 @@ def test_winograd(static: bool, bias: bool) -> None:
     assert [tuple(shape) for shape in weights] == 6 * [(40, 32, 1, 3, 3)]
 
 
+@pytest.mark.parametrize("inplace", [False, True], ids=["copies", "in place"])
+def test_winograd_keeps_planes_apart_in_a_residual_block(inplace: bool) -> None:
+    """The map is cut once, at the entry, and put together for what reads it whole."""
+
+    def block(x: Tensor, *layers: nn.Module) -> Tensor:
+        a, b, c = layers
+        y = F.relu(b(F.relu(a(x), inplace=inplace)).add(x), inplace=inplace)
+        return c(y) + y.mean((2, 3, 4), keepdim=True)
+
+    contract = ShapeContract.of((2, 32, 4, 5, 3), multiple=(4, 1, 1))
+    module = check(Winograd(), Tiny(block, *(conv(32, 32) for _ in range(3))), 3, contract)
+    cuts = [node for node in module.graph.nodes if "slice" in str(node.target) and len(node.args) == 5]
+    assert len(cuts) == 4
+
+
 WINOGRAD_MISSES = {
     "odd sizes": (Tiny(lambda x, c: c(x), conv(32, 32)), "H of the map is no multiple of 4", (2, 4, 4)),
     "few channels": (Tiny(lambda x, c: c(x), conv(32, 16)), "fewer than 32 channels", (4, 4, 4)),
