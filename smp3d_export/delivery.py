@@ -146,7 +146,7 @@ class Delivery:
             description["optimise"]["failed"] = {name: str(error) for name, error in failed.items()}
         times = ", ".join(f"{1e3 * taken:.0f} ms {name}" for name, taken in seconds.items())
         short = exported.summary.partition(",")[0]
-        return replace(exported, summary=f"{short}; {times or 'optimise on, not timed'}"), description
+        return replace(exported, summary=f"{short}; {times or f'optimise {chosen}, not timed'}"), description
 
     def _make(self, module: Target, name: str, folder: Path) -> tuple[Exported, dict[str, Any]]:
         """Export one form, with as much of a manifest as it takes to run it."""

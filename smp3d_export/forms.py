@@ -28,13 +28,18 @@ def check(request: Request) -> None:
     """Refuse a form that does not suit.
 
     Raises:
-        UsageError: it is that for processors, and the export is not for one, or is in int8.
+        UsageError: it is that for processors, and the export is not for one alone, or is in int8.
     """
-    if request.optimise != CPU or suits_cpu(request):
+    if request.optimise != CPU:
         return
-    if request.device != "cpu":
-        raise UsageError(f"--optimise cpu is for processors, not for --device {request.device}")
-    raise UsageError(f"--optimise cpu is for {', '.join(PRECISIONS)}, not for {request.options.precision}")
+    engine = next((target for target in request.targets if not suits(CPU, target)), None)
+    other = engine or (f"--device {request.device}" if request.device != "cpu" else None)
+    if other is not None:
+        raise UsageError(f"--optimise cpu is for processors, not for {other}: use on, or auto, which chooses by target")
+    if not suits_cpu(request):
+        raise UsageError(
+            f"--optimise cpu is for {', '.join(PRECISIONS)}, not for {request.options.precision}: use --optimise on"
+        )
 
 
 def suits_cpu(request: Request) -> bool:
@@ -64,10 +69,10 @@ def of(captured: Captured, request: Request, reporter: Reporter) -> dict[str, Ca
 
 
 def suits(form: str, target: str) -> bool:
-    """Whether it is worth trying: the builder of an engine has such forms itself, for a GPU."""
+    """Whether a target is to be made of it: an engine runs on a GPU, and its builder has such forms itself."""
     return form != CPU or target not in MODULES
 
 
 def for_target(forms: Mapping[str, Exportable], target: str) -> dict[str, Exportable]:
-    """Those to choose from; a form that was asked for by name is the only one, and is used."""
-    return {name: form for name, form in forms.items() if len(forms) == 1 or suits(name, target)}
+    """Those that a target has the choice of."""
+    return {name: form for name, form in forms.items() if suits(name, target)}

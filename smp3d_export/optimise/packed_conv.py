@@ -45,8 +45,8 @@ class PackedConv(Rewrite):
             return None
         if weight.shape[1] < LEAST_INPUTS:
             return Miss("it has few input channels as well")
-        if not conv.plain(weight):
-            return Miss("the kernel is not 3, or padding, stride, dilation and groups are not all 1")
+        if (miss := conv.mismatch(weight)) is not None:
+            return miss
         for block in BLOCKS[weight.shape[0]]:
             if all(divides(b, conv.input, axis) for b, axis in zip(block, (2, 3), strict=True)):
                 return Match(conv, weight, block)

@@ -71,10 +71,13 @@ class Conv:
         bias, stride, padding, dilation, groups = (*rest, *defaults[len(rest) :])
         return cls(input, weight, bias, triple(stride), triple(padding), triple(dilation), groups)
 
-    def plain(self, weight: Tensor) -> bool:
-        """Whether it is the usual one: kernel 3, and padding, stride, dilation and groups 1."""
-        ones = self.padding == self.stride == self.dilation == (1, 1, 1) and self.groups == 1
-        return ones and tuple(weight.shape[2:]) == (3, 3, 3)
+    def mismatch(self, weight: Tensor) -> Miss | None:
+        """Why it is not the usual convolution of kernel 3 that keeps the size of its map; None where it is."""
+        if tuple(weight.shape[2:]) != (3, 3, 3):
+            return Miss(f"the kernel is {tuple(weight.shape[2:])}, not 3")
+        if self.padding == self.stride == self.dilation == (1, 1, 1) and self.groups == 1:
+            return None
+        return Miss("padding, stride, dilation and groups are not all 1")
 
 
 def affine(module: GraphModule, node: Node) -> tuple[Tensor, Tensor] | None:

@@ -68,10 +68,8 @@ def fitting_scale(module: GraphModule, conv: Conv, upsampling: Node) -> tuple[in
     weight = constant(module, conv.weight)
     if weight is None:
         return Miss("the weight is not a constant")
-    if tuple(weight.shape[2:]) != (3, 3, 3):
-        return Miss(f"the kernel is {tuple(weight.shape[2:])}, not 3")
-    if conv.padding != (1, 1, 1) or conv.stride != (1, 1, 1) or conv.dilation != (1, 1, 1) or conv.groups != 1:
-        return Miss("padding, stride, dilation and groups are not all 1")
+    if (miss := conv.mismatch(weight)) is not None:
+        return miss
     _, size, factors = arguments_of(upsampling)
     if size is not None or factors is None:
         return Miss("it upsamples to a size, not by a factor")

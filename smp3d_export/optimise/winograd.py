@@ -74,10 +74,10 @@ class Winograd(Rewrite):
         if conv is None:
             return None
         weight = constant(module, conv.weight)
-        if weight is None or tuple(weight.shape[2:]) != (3, 3, 3):
+        if weight is None:
             return None
-        if not conv.plain(weight):
-            return Miss("padding, stride, dilation and groups are not all 1")
+        if (miss := conv.mismatch(weight)) is not None:
+            return miss
         if min(weight.shape[:2]) < LEAST_CHANNELS:
             return Miss(f"it has fewer than {LEAST_CHANNELS} channels")
         if not divides(TILE, conv.input, 2):

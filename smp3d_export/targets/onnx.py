@@ -62,7 +62,7 @@ def export(captured: Captured, options: Options, folder: Path) -> Exported:
     if captured.for_cpu and options.precision is Precision.FP32:
         model, planes = rewritten_by_planes(model, captured)
     quantisation = quantised_from(model, options)
-    embedded = {f"{PREFIX}{key}": json.dumps(value) for key, value in quantisation.items()}
+    embedded = {f"{PREFIX}{key}": json.dumps(value) for key, value in {**quantisation, **planes}.items()}
     onnx.helper.set_model_props(model, {**options.metadata, **embedded})
     if too_large(model):
         onnx.save_model(model, folder / FILE, save_as_external_data=True, location=f"{FILE}.data")

