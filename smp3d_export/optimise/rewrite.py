@@ -71,11 +71,12 @@ class Conv:
         bias, stride, padding, dilation, groups = (*rest, *defaults[len(rest) :])
         return cls(input, weight, bias, triple(stride), triple(padding), triple(dilation), groups)
 
-    def mismatch(self, weight: Tensor) -> Miss | None:
-        """Why it is not the usual convolution of kernel 3 that keeps the size of its map; None where it is."""
+    def mismatch(self, weight: Tensor, *, dilated: bool = False) -> Miss | None:
+        """Why it is not the usual convolution of kernel 3, that keeps the size of its map; None where it is."""
         if tuple(weight.shape[2:]) != (3, 3, 3):
             return Miss(f"the kernel is {tuple(weight.shape[2:])}, not 3")
-        if self.padding == self.stride == self.dilation == (1, 1, 1) and self.groups == 1:
+        usual = self.stride == (1, 1, 1) and self.groups == 1 and self.padding == self.dilation
+        if usual and (dilated or self.dilation == (1, 1, 1)):
             return None
         return Miss("padding, stride, dilation and groups are not all 1")
 

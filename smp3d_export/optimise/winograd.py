@@ -5,16 +5,20 @@ six input planes d0 .. d5 of every four, and
 
     y = A (m0 .. m5),  m = conv(v, u),  v = B d,  u = G w      per channel, along H alone
 
-    v0 = 4 d0 - 5 d2 + d4                       y0 = m0 + m1 + m2 +   m3 +   m4
+    v0 = d0 + (d4 - 5 d2) / 4                   y0 = m0 + m1 + m2 +   m3 +   m4
     v1, v2 = (d4 - 4 d2) ± (d3 - 4 d1)          y1 =      m1 - m2 + 2 m3 - 2 m4
     v3, v4 = (d4 - d2) ± 2 (d3 - d1)            y2 =      m1 + m2 + 4 m3 + 4 m4
-    v5 = 4 d1 - 5 d3 + d5                       y3 =      m1 - m2 + 8 m3 - 8 m4 + m5
+    v5 = d1 + (d5 - 5 d3) / 4                   y3 =      m1 - m2 + 8 m3 - 8 m4 + m5
 
 with the rows of G in `FILTERS`: 6 · 9 multiplications for four voxels, not 4 · 27. Along one axis the constants stay
 small, and in fp32 so does the error: within a few units of the last place of the largest value. In 16 bits it does not.
 
+Each is a chain of sums and factors, which OpenVINO runs as one kernel. Of a convolution of dilation r, r planes stand
+for one: what it reads are planes r apart.
+
 What follows in the same stage, activations and residual sums, is done on y0 .. y3 as they are, and the next such
-convolution takes them for its d1 .. d4: only what reads the whole map has it put together.
+convolution takes them for its d1 .. d4; what else goes into the sum is cut for it. Only what reads the whole map has it
+put together.
 
 It trades work for memory traffic, and weights twice as large, so that it is a form of its own: it wins where there are
 many channels to a voxel, by up to 1.4 of a whole network, and loses where there are few, or on an engine that does the
@@ -23,7 +27,9 @@ same inside.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import floordiv
 from sys import maxsize
 from typing import Any
 
@@ -36,19 +42,20 @@ from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
 
 TILE = 4
 FILTERS = (
-    (1 / 4, 0, 0),
+    (1, 0, 0),
     (-1 / 6, -1 / 6, -1 / 6),
     (-1 / 6, 1 / 6, -1 / 6),
     (1 / 24, 1 / 12, 1 / 6),
     (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
+    (0, 0, 4),
 )
 # Below it the planes cost more to combine than the multiplications saved: with 16 channels it takes 1.2 times as long
 # in ONNX Runtime, with 32 it takes 0.77, with 64 0.71, with 512 0.65 (two cores with AVX-512).
 LEAST_CHANNELS = 32
 
 FOURS = "in fours"
-"""Key in a node's `meta`: every fourth plane of its value, four nodes."""
+"""Key in a node's `meta`: its value in four nodes, the first to the fourth of every four planes, by how far apart those
+planes are."""
 VOXELWISE: dict[Any, Any] = {
     aten.relu.default: aten.relu.default,
     aten.relu_.default: aten.relu.default,
@@ -76,81 +83,139 @@ class Winograd(Rewrite):
         weight = constant(module, conv.weight)
         if weight is None:
             return None
-        if (miss := conv.mismatch(weight)) is not None:
+        if (miss := conv.mismatch(weight, dilated=True)) is not None:
             return miss
         if min(weight.shape[:2]) < LEAST_CHANNELS:
             return Miss(f"it has fewer than {LEAST_CHANNELS} channels")
-        if not divides(TILE, conv.input, 2):
-            return Miss("H of the map is no multiple of 4 at every shape of the contract")
+        if not divides(TILE * conv.dilation[0], conv.input, 2):
+            return Miss(f"H of the map is no multiple of {TILE * conv.dilation[0]} at every shape of the contract")
         return Match(conv, weight)
 
     def apply(self, module: GraphModule, node: Node, match: Match) -> None:
         conv = match.conv
+        apart, *across = conv.dilation
         call = module.graph.call_function
 
-        def add(a: Node, b: Node, times: int = 1) -> Node:
-            """a + times · b"""
-            return call(aten.add.Tensor, (a, b), {"alpha": times} if times != 1 else {})
+        def add(a: Node, b: Node) -> Node:
+            return call(aten.add.Tensor, (a, b))
 
-        def planes(a: Node, start: int, end: int = maxsize) -> Node:
-            return call(aten.slice.Tensor, (a, 2, start, end))
+        def sub(a: Node, b: Node) -> Node:
+            return call(aten.sub.Tensor, (a, b))
 
-        def pad(a: Node, before: int, after: int) -> Node:
-            return call(aten.constant_pad_nd.default, (a, (0, 0, 0, 0, before, after)))
+        def times(a: Node, factor: float) -> Node:
+            return call(aten.mul.Tensor, (a, factor))
+
+        def shifted(a: Node, by: int) -> Node:
+            return call(aten.constant_pad_nd.default, (a, (0, 0, 0, 0, by, -by)))
 
         with module.graph.inserting_before(node):
-            d1, d2, d3, d4 = in_fours(conv.input)
-            # Padded before they are cut, for one plane less of a map of one tile would be an axis of none.
-            d0, d5 = planes(pad(d4, 1, 0), 0, -1), planes(pad(d1, 0, 1), 1)
-            far, near = add(d4, d2, -4), add(d3, d1, -4)
-            wide, close = add(d4, d2, -1), add(d3, d1, -1)
+            d1, d2, d3, d4 = in_fours(conv.input, apart)
+            d0, d5 = shifted(d4, apart), shifted(d1, -apart)
+            far, near = add(times(d2, -4), d4), add(times(d1, -4), d3)
+            wide, close = sub(d4, d2), times(sub(d3, d1), 2)
             combined = (
-                add(add(d4, d2, -5), d0, 4),
+                add(times(add(times(d2, -5), d4), 1 / 4), d0),
                 add(far, near),
-                add(far, near, -1),
-                add(wide, close, 2),
-                add(wide, close, -2),
-                add(add(d5, d3, -5), d1, 4),
+                sub(far, near),
+                add(wide, close),
+                sub(wide, close),
+                add(times(add(times(d3, -5), d5), 1 / 4), d1),
             )
             m = []
             for number, (v, filter) in enumerate(zip(combined, filters(match.weight), strict=True)):
                 u = add_constant(module, filter, conv.weight)
                 bias = conv.bias if number == 1 else None  # which goes into every y once
-                m.append(call(aten.conv3d.default, (v, u, bias, (1, 1, 1), (0, 1, 1))))
-            even, odd = add(m[1], m[2]), add(m[1], m[2], -1)
-            even2, odd2 = add(m[3], m[4]), add(m[3], m[4], -1)
+                m.append(call(aten.conv3d.default, (v, u, bias, (1, 1, 1), (0, *across), (1, *across))))
+            even, odd = add(m[1], m[2]), sub(m[1], m[2])
+            even2, odd2 = add(m[3], m[4]), sub(m[3], m[4])
             y = (
                 add(add(even, even2), m[0]),
-                add(odd, odd2, 2),
-                add(even, even2, 4),
-                add(add(odd, odd2, 8), m[5]),
+                add(times(odd2, 2), odd),
+                add(times(even2, 4), even),
+                add(add(times(odd2, 8), odd), m[5]),
             )
-            tiles = call(aten.stack.default, (y, 3))
-            n, h, w, d = (size_of(conv.input, axis) for axis in (0, 2, 3, 4))
-            new = call(aten.view.default, (tiles, (n, match.weight.shape[0], h, w, d)))
+            new = together(y, apart, conv.input, match.weight.shape[0])
         replace(node, new)
-        new.meta[FOURS] = y
+        new.meta[FOURS] = {apart: y}
 
 
-def in_fours(node: Node) -> tuple[Node, ...]:
-    """Every fourth plane of a value along H, from the first to the fourth on; at the place set in the graph."""
-    if FOURS not in node.meta:
-        node.meta[FOURS] = carried(node) or tuple(
-            node.graph.call_function(aten.slice.Tensor, (node, 2, start, maxsize, TILE)) for start in range(TILE)
+def together(fours: Sequence[Node], apart: int, like: Node, channels: int) -> Node:
+    """The whole map of its four parts, of the size of the node `like`."""
+    call = like.graph.call_function
+    n, h, w, d = (size_of(like, axis) for axis in (0, 2, 3, 4))
+    if apart == 1:
+        tiles = call(aten.stack.default, (fours, 3))
+    else:
+        count = tiles_of(h, apart)
+        parts = [call(aten.view.default, (part, (n, channels, count, apart, w, d))) for part in fours]
+        tiles = call(aten.cat.default, (parts, 3))
+    return call(aten.view.default, (tiles, (n, channels, h, w, d)))
+
+
+def in_fours(node: Node, apart: int) -> tuple[Node, ...]:
+    """Of every four planes of a value along H that are so far apart, the first to the fourth; at the place set."""
+    if (known := node.meta.get(FOURS, {}).get(apart)) is not None:
+        return known
+    parts = carried(node, apart) or cut(node, apart)
+    if not overwritten(node):
+        node.meta.setdefault(FOURS, {})[apart] = parts
+    return parts
+
+
+def cut(node: Node, apart: int) -> tuple[Node, ...]:
+    """The same of a whole map."""
+    call = node.graph.call_function
+    if apart == 1:
+        return tuple(call(aten.slice.Tensor, (node, 2, start, maxsize, TILE)) for start in range(TILE))
+    n, c, h, w, d = (size_of(node, axis) for axis in range(5))
+    count = tiles_of(h, apart)
+    tiles = call(aten.reshape.default, (node, (n, c, count, TILE * apart, w, d)))
+    rows = tiles_of(h, 1)
+    return tuple(
+        call(
+            aten.reshape.default,
+            (call(aten.slice.Tensor, (tiles, 3, apart * k, apart * (k + 1))), (n, c, rows, w, d)),
         )
-    return node.meta[FOURS]
+        for k in range(TILE)
+    )
 
 
-def carried(node: Node) -> tuple[Node, ...] | None:
-    """The same through an operator that treats every voxel alike, where all that it reads is there in fours."""
+def tiles_of(height: Node | int, apart: int) -> Node | int:
+    """How many tiles of four planes, so far apart, there are to a height."""
+    if isinstance(height, int):
+        return height // (TILE * apart)
+    return height.graph.call_function(floordiv, (height, TILE * apart))
+
+
+def carried(node: Node, apart: int) -> tuple[Node, ...] | None:
+    """The same through an operator that treats every voxel alike, where part of what it reads is there in fours."""
     sources = node.all_input_nodes
     if node.target not in VOXELWISE or node.kwargs or len(sources) != len(node.args):
         return None
-    found = [source.meta.get(FOURS) or carried(source) for source in sources]
-    if any(fours is None for fours in found):
+    if not any(in_parts(source, apart) for source in sources):
         return None
+    for source in sources:
+        if source.meta["val"].shape != node.meta["val"].shape:
+            return None
+        if overwritten(source) and not in_parts(source, apart):
+            return None
     operator = VOXELWISE[node.target]
-    return tuple(node.graph.call_function(operator, parts) for parts in zip(*found, strict=True))
+    return tuple(
+        node.graph.call_function(operator, parts)
+        for parts in zip(*(in_fours(source, apart) for source in sources), strict=True)
+    )
+
+
+def overwritten(node: Node) -> bool:
+    """Whether an operator in place changes a value, so that what is cut of it is not the same later on."""
+    return any(VOXELWISE.get(user.target, user.target) != user.target and user.args[0] is node for user in node.users)
+
+
+def in_parts(node: Node, apart: int) -> bool:
+    """Whether a value is there in fours, or can be had of such."""
+    if apart in node.meta.get(FOURS, {}):
+        return True
+    return node.target in VOXELWISE and any(in_parts(source, apart) for source in node.all_input_nodes)
 
 
 def filters(weight: Tensor) -> list[Tensor]:

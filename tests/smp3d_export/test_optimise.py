@@ -361,10 +361,51 @@ def test_winograd_keeps_planes_apart_in_a_residual_block(inplace: bool) -> None:
     assert len(cuts) == 4
 
 
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+def test_winograd_of_a_dilated_stage(static: bool) -> None:
+    """Planes two apart, at one tile too; they stay apart for the next convolution of the same dilation alone."""
+
+    def stage(x: Tensor, *layers: nn.Module) -> Tensor:
+        a, b, c = layers
+        return c(F.relu(b(F.relu(a(x))) + x))
+
+    contract = ShapeContract.of((2, 32, 16, 5, 3), multiple=(8, 1, 1), static=static)
+    layers = (conv(32, 32, dilation=2, padding=2), conv(32, 32, dilation=2, padding=2), conv(32, 32))
+    module = check(Winograd(), Tiny(stage, *layers), 3, contract)
+    cuts = [node for node in module.graph.nodes if "slice" in str(node.target)]
+    assert len(cuts) == 8
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copies", "in place"])
+def test_winograd_cuts_what_is_added_to_planes_that_are_apart(inplace: bool) -> None:
+    """A map that is there in fours already is not put together for a sum; what a sum changes in place is not kept."""
+
+    def block(x: Tensor, *layers: nn.Module) -> Tensor:
+        a, b = layers
+        u = x.sin()
+        y = a(x)
+        return b(u.add_(y) if inplace else y + u)
+
+    contract = ShapeContract.of((2, 32, 4, 5, 3), multiple=(4, 1, 1))
+    module = check(Winograd(), Tiny(block, conv(32, 32), conv(32, 32)), 2, contract)
+    assert sum("stack" in str(node.target) for node in module.graph.nodes) == (2 if inplace else 1)
+
+
+def test_winograd_reads_a_map_again_that_was_changed_in_place() -> None:
+    def block(x: Tensor, *layers: nn.Module) -> Tensor:
+        a, b = layers
+        u = x.sin()
+        return b(u.add_(a(u)))
+
+    contract = ShapeContract.of((2, 32, 4, 5, 3), multiple=(4, 1, 1))
+    check(Winograd(), Tiny(block, conv(32, 32), conv(32, 32)), 2, contract)
+
+
 WINOGRAD_MISSES = {
     "odd sizes": (Tiny(lambda x, c: c(x), conv(32, 32)), "H of the map is no multiple of 4", (2, 4, 4)),
     "few channels": (Tiny(lambda x, c: c(x), conv(32, 16)), "fewer than 32 channels", (4, 4, 4)),
-    "dilation": (Tiny(lambda x, c: c(x), conv(32, 32, dilation=2, padding=2)), "are not all 1", (4, 4, 4)),
+    "dilation": (Tiny(lambda x, c: c(x), conv(32, 32, dilation=2, padding=2)), "no multiple of 8", (4, 4, 4)),
+    "valid": (Tiny(lambda x, c: c(x), conv(32, 32, dilation=2)), "are not all 1", (4, 4, 4)),
     "groups": (Tiny(lambda x, c: c(x), conv(32, 32, groups=2)), "are not all 1", (4, 4, 4)),
     "kernel 1": (Tiny(lambda x, c: c(x), conv(32, 32, kernel=1)), "the kernel is (1, 1, 1), not 3", (4, 4, 4)),
 }
