@@ -56,6 +56,7 @@ class ShapeContract:
         least: Sequence[int] | None = None,
         min: Sequence[int] | None = None,
         max: Sequence[int] | None = None,
+        coarse: Sequence[int] | None = None,
         static: bool = False,
         network: str = "the network",
         reason: str = "",
@@ -68,6 +69,7 @@ class ShapeContract:
             least: the smallest H, W and D that the network takes; `multiple` without.
             min: the smallest (N, C, H, W, D); by default one of N, and `least`.
             max: the largest; by default twice the optimum, N too.
+            coarse: multiples of H, W and D to be held to, each one of the network's `multiple`.
             static: freeze every axis at the optimum.
             network: what messages call the network.
             reason: why it takes no less than `least`.
@@ -80,10 +82,17 @@ class ShapeContract:
                 raise ShapeError(
                     f"{what} is {written(shape)}; it takes five positive numbers N,C,H,W,D, for example 1,1,128,128,64"
                 )
-        if static and (min or max):
-            raise ShapeError("--static freezes every axis at --shape, so it does not go with --min or --max")
-        multiples = (1, 1, *multiple)
-        floor = (1, opt[1], *(least or multiple))
+        if static and (min or max or coarse):
+            raise ShapeError(
+                "--static freezes every axis at --shape, so it does not go with --min, --max or --multiple"
+            )
+        held = coarsened(multiple, coarse, network) if coarse else tuple(multiple)
+        multiples = (1, 1, *held)
+        floor = (1, opt[1], *(-(-size // k) * k for size, k in zip(least or multiple, held, strict=True)))
+        needs = [
+            f"{network} needs" if k == own else "the contract asks, by --multiple, for"
+            for k, own in zip(multiples, (1, 1, *multiple), strict=True)
+        ]
         for what, shape in (("--shape", opt), ("--min", min), ("--max", max)):
             if shape is None:
                 continue
@@ -92,11 +101,11 @@ class ShapeContract:
                     f"{what} has C {shape[1]}, but the network has {opt[1]} input channels: C is not dynamic"
                 )
             flag = "" if what == "--shape" else f" of {what}"
-            for name, size, k, lowest in zip(AXES, shape, multiples, floor, strict=True):
+            for name, size, k, lowest, who in zip(AXES, shape, multiples, floor, needs, strict=True):
                 if size % k:
                     below, above = size // k * k, (size // k + 1) * k
                     use = f"{below} or {above}" if below >= lowest else str(above if above >= lowest else lowest)
-                    raise ShapeError(f"{name}{flag} is {size}, but {network} needs a multiple of {k}: use {use}.")
+                    raise ShapeError(f"{name}{flag} is {size}, but {who} a multiple of {k}: use {use}.")
                 if size < lowest:
                     because = reason and f": {reason}"
                     raise ShapeError(f"{name}{flag} is {size}, but {network} needs at least {lowest}{because}.")
@@ -235,6 +244,20 @@ class ShapeContract:
 
     def __str__(self) -> str:
         return " · ".join(str(axis) for axis in self.axes)
+
+
+def coarsened(multiple: Sequence[int], coarse: Sequence[int], network: str) -> tuple[int, ...]:
+    """Multiples of H, W and D to be held to, where they are multiples of what the network needs.
+
+    Raises:
+        ShapeError: one is not.
+    """
+    for name, k, own in zip(AXES[2:], coarse, multiple, strict=True):
+        if k < 1 or k % own:
+            below, above = k // own * own, (k // own + 1) * own
+            use = f"{below} or {above}" if below > 0 else str(own)
+            raise ShapeError(f"--multiple is {k} for {name}, but {network} needs a multiple of {own}: use {use}.")
+    return tuple(coarse)
 
 
 def check_multiples(

@@ -40,8 +40,10 @@ def run(request: Request, source: OnnxSource, reporter: Reporter | None = None) 
         if not targets.find(name).from_onnx:
             possible = ", ".join(name for name in targets.TARGETS if targets.find(name).from_onnx)
             raise UsageError(f"{name} is not made from an ONNX file, but from the network: from a file go {possible}")
-    if any(given is not None for given in (request.shape, request.min, request.max)) or request.static:
-        raise UsageError("an ONNX file has its shapes from its export: leave out --shape, --min, --max and --static")
+    shapes = (request.shape, request.min, request.max, request.multiple)
+    if any(given is not None for given in shapes) or request.static:
+        options = "--shape, --min, --max, --multiple and --static"
+        raise UsageError(f"an ONNX file has its shapes from its export: leave out {options}")
     file = onnx_file.read(source.path)
     request = request.with_precision(file.precision).placed(cuda=False)  # ONNX Runtime is what is compared with
     targets.check(request.targets, request.options, file)

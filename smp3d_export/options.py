@@ -102,6 +102,14 @@ Largest = Annotated[
     str | None,
     typer.Option("--max", metavar="N,C,H,W,D", rich_help_panel=SHAPES, help="Largest. [dim]Default: twice --shape[/]"),
 ]
+Multiple = Annotated[
+    str | None,
+    typer.Option(
+        metavar="H,W,D",
+        rich_help_panel=SHAPES,
+        help="Of what sizes are multiples. Coarse is faster in --optimise cpu. [dim]Default: the network's[/]",
+    ),
+]
 Static = Annotated[bool, typer.Option("--static", rich_help_panel=SHAPES, help="Freeze all axes at --shape.")]
 
 # What is made of it.

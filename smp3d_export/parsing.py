@@ -36,6 +36,16 @@ def shape(option: str, text: str | None) -> tuple[int, ...] | None:
     return sizes
 
 
+def multiple(text: str | None) -> tuple[int, ...] | None:
+    """`H,W,D`, or one number for all three, from 1 up."""
+    if text is None:
+        return None
+    sizes = numbers("--multiple", text, "64,32,32")
+    if len(sizes) not in (1, 3) or min(sizes) < 1:
+        raise UsageError(f"--multiple is {text!r}; it takes one number from 1 up, or three for H,W,D, such as 64,32,32")
+    return sizes if len(sizes) == 3 else sizes * 3
+
+
 def strides(text: str) -> tuple[tuple[int, ...], ...]:
     """`2,2,2/2,2,1/...` to triples for H, W and D."""
     return tuple(numbers("--strides", triple, "2,2,2/4,2,1/2,2,2/2,2,1/1,2,3") for triple in text.split("/"))

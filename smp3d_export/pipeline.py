@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import lcm
+
 import torch
 
 from smp3d_export import artifact, forms, hardware, manifest, targets
 from smp3d_export.capture import activation_bytes, capture
-from smp3d_export.contract import ShapeContract
+from smp3d_export.contract import ShapeContract, coarsened
 from smp3d_export.delivery import Delivery
 from smp3d_export.errors import ShapeError
 from smp3d_export.graph import graph_module
@@ -70,17 +72,24 @@ def contract_for(network: Network, request: Request) -> ShapeContract:
         ShapeError: the sizes are not the network's.
     """
     multiple, least, saved = network.model.multiple, network.model.least, network.contract
-    volume = (-(-max(LEAST_DEFAULT, size) // k) * k for size, k in zip(least, multiple, strict=True))
+    bounds = saved if not request.static else None
+    coarse = request.multiple or (bounds and tuple(map(lcm, bounds.multiple, multiple)))
+    held = coarsened(multiple, coarse, network.name) if coarse else multiple
+    volume = (-(-max(LEAST_DEFAULT, size) // k) * k for size, k in zip(least, held, strict=True))
+    lower, upper = (bounds.min, bounds.max) if bounds else (None, None)
+    if lower and upper and request.multiple:
+        lower = (*lower[:2], *(-(-size // k) * k for size, k in zip(lower[2:], held, strict=True)))
+        upper = (*upper[:2], *(size // k * k for size, k in zip(upper[2:], held, strict=True)))
     shape = request.shape or (saved.opt if saved else (1, network.in_channels, *volume))
     if len(shape) > 1 and shape[1] != network.in_channels:
         raise ShapeError(f"C of --shape is {shape[1]}, but the network has {network.in_channels} input channels")
-    bounds = saved if not request.static else None
     return ShapeContract.of(
         shape,
         multiple=multiple,
         least=least,
-        min=request.min or (bounds.min if bounds else None),
-        max=request.max or (bounds.max if bounds else None),
+        min=request.min or lower,
+        max=request.max or upper,
+        coarse=coarse,
         static=request.static,
         network=network.name,
         reason=network.model.least_reason,

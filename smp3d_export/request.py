@@ -68,10 +68,11 @@ Source = NetworkRequest | SavedModel | OnnxSource
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One export. `shape`, `min` and `max` are (N, C, H, W, D); they default to the contract that is saved with the
-    network, if one is, and else as `ShapeContract.of` has it. `precision` defaults to that of an ONNX file, and else to
-    fp32. `optimise` says which of the program's `forms` artifacts are made of; `auto`, for each target, the fastest
-    here. `threads` is how many the artifact and the network run on; all of the machine's cores where it is None.
+    """One export. `shape`, `min` and `max` are (N, C, H, W, D), `multiple` is what (H, W, D) are multiples of; they
+    default to the contract that is saved with the network, if one is, and else as `ShapeContract.of` has it.
+    `precision` defaults to that of an ONNX file, and else to fp32. `optimise` says which of the program's `forms`
+    artifacts are made of; `auto`, for each target, the fastest here. `threads` is how many the artifact and the network
+    run on; all of the machine's cores where it is None.
     `device` is `cpu`, `cuda` or `cuda:N`; `auto` is decided by `placed`.
     """
 
@@ -79,6 +80,7 @@ class Request:
     shape: Sizes | None = None
     min: Sizes | None = None
     max: Sizes | None = None
+    multiple: Sizes | None = None
     static: bool = False
     targets: tuple[str, ...] = ("onnx",)
     samples: tuple[Path, ...] = ()

@@ -34,6 +34,11 @@ def test_defaults_reach_from_one_stride_to_twice_the_optimum() -> None:
     assert str(contract) == "N 1–2 · C 1 · H 32–256 by 32 · W 32–256 by 32 · D 32–128 by 32"
 
 
+def test_it_can_be_held_to_coarser_multiples() -> None:
+    contract = ShapeContract.of(OPT, multiple=MULTIPLE, least=(32, 96, 32), coarse=(64, 64, 32))
+    assert str(contract) == "N 1–2 · C 1 · H 64–256 by 64 · W 128–256 by 64 · D 32–128 by 32"
+
+
 def test_static_freezes_every_axis() -> None:
     contract = ShapeContract.of(OPT, multiple=MULTIPLE, static=True)
     assert contract.min == contract.max == OPT
@@ -53,6 +58,17 @@ def test_static_freezes_every_axis() -> None:
         ({"opt": OPT, "min": (1, 3, 32, 32, 32)}, "--min has C 3"),
         ({"opt": OPT, "min": (1, 1, 33, 32, 32)}, "H of --min is 33"),
         ({"opt": OPT, "min": (1, 1, 32, 32, 32), "static": True}, "--static freezes every axis"),
+        ({"opt": OPT, "coarse": (64, 64, 64), "static": True}, "--static freezes every axis"),
+        (
+            {"opt": OPT, "coarse": (64, 48, 32)},
+            "--multiple is 48 for W, but unet/x needs a multiple of 32: use 32 or 64.",
+        ),
+        ({"opt": OPT, "coarse": (64, 16, 32)}, "--multiple is 16 for W, but unet/x needs a multiple of 32: use 32."),
+        ({"opt": (1, 1, 96, 96, 64), "coarse": (64, 32, 32)}, "H is 96, but the contract asks, by --multiple, for a"),
+        (
+            {"opt": (1, 1, 64, 100, 64), "coarse": (64, 32, 32)},
+            "W is 100, but unet/x needs a multiple of 32: use 96 or",
+        ),
     ],
 )
 def test_contracts_that_cannot_be(arguments, says: str) -> None:

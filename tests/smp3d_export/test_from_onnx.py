@@ -42,6 +42,7 @@ def test_openvino_is_made_and_proved_without_torch(exported: Path, tmp_path: Pat
         (["other.onnx"], "was not exported by smp3d-export"),
         (["model.onnx", "--to", "onnx"], "onnx is not made from an ONNX file, but from the network"),
         (["model.onnx", "--to", "openvino", "--shape", "1,1,32,32,32"], "leave out --shape"),
+        (["model.onnx", "--to", "openvino", "--multiple", "64"], "leave out --shape"),
         (["model.onnx", "--to", "openvino", "--revision", "main"], "--revision is of a repository"),
     ],
 )

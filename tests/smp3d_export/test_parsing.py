@@ -40,6 +40,11 @@ def test_pairs() -> None:
     }
 
 
+def test_one_multiple_is_that_of_all_axes() -> None:
+    assert parsing.multiple("64,32,16") == (64, 32, 16)
+    assert parsing.multiple("64") == (64, 64, 64)
+
+
 def test_arguments() -> None:
     texts = ["decoder-atrous-rates=6,12,18", "decoder_channels=16,", "decoder_use_norm=layernorm", "psp_dropout=0.5"]
     assert parsing.arguments({"classes": 3, "activation": None}, texts) == {
@@ -62,6 +67,7 @@ def test_any_text_is_read_or_refused_in_words(text: str) -> None:
     for parse in (
         lambda: parsing.shape("--shape", text),
         lambda: parsing.strides(text),
+        lambda: parsing.multiple(text),
         lambda: parsing.normalisation(text),
         lambda: parsing.pairs("--aux-params", text),
         lambda: parsing.arguments({}, [text]),
