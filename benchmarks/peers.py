@@ -45,6 +45,9 @@ PLOT = ROOT / "docs/performance.svg"
 START, END = "<!-- results -->", "<!-- end of results -->"
 PACKAGES = ("segmentation_models_pytorch_3d", "torch", "onnxruntime", "openvino", "nncf")
 NINE = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "DeepLabV3", "DeepLabV3Plus", "PAN", "PSPNet")
+# What H, W and D are multiples of, where not 32. H is held to more than the network needs, so that Winograd's filtering
+# fits; of DeepLabV3, in the dilated stages too.
+MULTIPLE = {"DeepLabV3": (128, 8, 8), "DeepLabV3Plus": (32, 16, 16), "PAN": (128, 128, 128), "PSPNet": (32, 8, 8)}
 EAGER = "published package, eager"
 
 Run = Callable[[], object]
@@ -72,7 +75,7 @@ class Job:
         """What `torch.onnx.export` makes of the published network, with dynamic axes; once."""
         path = self.folder / "peer.onnx"
         if not path.exists():
-            step = {"PAN": 128}.get(self.architecture, 32)
+            step = 128 if self.architecture == "PAN" else 32
             example = torch.zeros(2, 1, *(2 * step,) * 3)
             dims = {axis: step * torch.export.Dim(name, min=1, max=16) for axis, name in ((2, "h"), (3, "w"), (4, "d"))}
             dims[0] = torch.export.Dim("n", min=1, max=16)
@@ -186,10 +189,12 @@ def exported(job: Job, precision: Precision) -> Report:
         for number in range(4):
             np.save(job.folder / f"scan{number}.npy", volume(job.shape, number)[0, 0])
         calibration = Calibration(job.folder, count=4)
+    multiple = MULTIPLE.get(job.architecture, (32, 32, 32))
     request = Request(
         network=network_of(job),
         shape=job.shape,
-        max=job.shape,
+        max=(*job.shape[:2], max(job.shape[2], 2 * multiple[0]), *job.shape[3:]),  # dynamic along H in any case
+        multiple=multiple,
         targets=tuple(way.split()[0] for way in job.ways if WAYS[way][0] == "ours" and way.endswith(f" {precision}")),
         precision=precision,
         optimise="cpu" if precision in forms.PRECISIONS else "on",
@@ -245,6 +250,7 @@ def measure(architecture: str, encoder: str, shape: tuple[int, ...], ways: Itera
             "network": f"{architecture.lower()}/{encoder}",
             "shape": shape,
             "rounds": args.rounds,
+            "multiple": MULTIPLE.get(architecture, (32, 32, 32)),
             "gflop": work_of(job),
             "matrix_gflops": 2 * MATRIX_SIZE**3 / 1e9 / float(np.median(times[-1].seconds)),
             "ways": {},

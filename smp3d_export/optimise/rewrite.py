@@ -34,12 +34,17 @@ class Rewrite(abc.ABC):
     def apply(self, module: GraphModule, node: Node, match: Any) -> None:
         """Rewrite at `node`."""
 
+    def leave(self, module: GraphModule, node: Node) -> None:  # noqa: B027  most rewrites have nothing to do there
+        """Asked at every other node, in order, for what was rewritten before it may change how it is best computed."""
+
     def run(self, module: GraphModule) -> int:
         """Rewrite wherever the pattern stands, and say how often; running it again changes nothing."""
         fired = 0
         for node in list(module.graph.nodes):
             match = self.match(module, node)
-            if match is not None and not isinstance(match, Miss):
+            if match is None or isinstance(match, Miss):
+                self.leave(module, node)
+            else:
                 self.apply(module, node, match)
                 fired += 1
         if fired:

@@ -138,6 +138,38 @@ class Winograd(Rewrite):
         replace(node, new)
         new.meta[FOURS] = {apart: y}
 
+    def leave(self, module: GraphModule, node: Node) -> None:
+        """Where part of what an activation or a sum reads is there in fours, it is computed so."""
+        sources = node.all_input_nodes
+        if node.target not in VOXELWISE or node.kwargs or len(sources) != len(node.args):
+            return
+        if in_place(node) and len(sources[0].users) > 1:  # which read what it writes, if they come later
+            return
+        shapes = [each.meta["val"].shape if "val" in each.meta else None for each in (node, *sources)]
+        if None in shapes or any(shape != shapes[0] for shape in shapes):
+            return
+        for apart in {apart for source in sources for apart in source.meta.get(FOURS, {})}:
+            whole = [source for source in sources if apart not in source.meta.get(FOURS, {})]
+            if any(overwritten(source) for source in whole) or (whole and not self.wanted(module, node, apart)):
+                continue
+            with module.graph.inserting_before(node):
+                operands = zip(*(in_fours(source, apart) for source in sources), strict=True)
+                parts = tuple(module.graph.call_function(VOXELWISE[node.target], args) for args in operands)
+                new = together(parts, apart, node, node.meta["val"].shape[1])
+            replace(node, new)
+            new.meta[FOURS] = {apart: parts}
+            return
+
+    def wanted(self, module: GraphModule, node: Node, apart: int) -> bool:
+        """Whether a value is read in fours, as it is or by operators that treat every voxel alike."""
+        for user in node.users:
+            match = self.match(module, user)
+            if isinstance(match, Match) and match.conv.dilation[0] == apart:
+                return True
+            if user.target in VOXELWISE and self.wanted(module, user, apart):
+                return True
+        return False
+
 
 def together(fours: Sequence[Node], apart: int, like: Node, channels: int) -> Node:
     """The whole map of its four parts, of the size of the node `like`."""
@@ -146,7 +178,7 @@ def together(fours: Sequence[Node], apart: int, like: Node, channels: int) -> No
     if apart == 1:
         tiles = call(aten.stack.default, (fours, 3))
     else:
-        count = tiles_of(h, apart)
+        count = part_of(h, TILE * apart)
         parts = [call(aten.view.default, (part, (n, channels, count, apart, w, d))) for part in fours]
         tiles = call(aten.cat.default, (parts, 3))
     return call(aten.view.default, (tiles, (n, channels, h, w, d)))
@@ -154,68 +186,36 @@ def together(fours: Sequence[Node], apart: int, like: Node, channels: int) -> No
 
 def in_fours(node: Node, apart: int) -> tuple[Node, ...]:
     """Of every four planes of a value along H that are so far apart, the first to the fourth; at the place set."""
-    if (known := node.meta.get(FOURS, {}).get(apart)) is not None:
-        return known
-    parts = carried(node, apart) or cut(node, apart)
+    known = node.meta.get(FOURS, {})
+    if apart in known:
+        return known[apart]
+    parts = cut(node, apart)
     if not overwritten(node):
-        node.meta.setdefault(FOURS, {})[apart] = parts
+        node.meta[FOURS] = {**known, apart: parts}
     return parts
 
 
 def cut(node: Node, apart: int) -> tuple[Node, ...]:
-    """The same of a whole map."""
     call = node.graph.call_function
     if apart == 1:
         return tuple(call(aten.slice.Tensor, (node, 2, start, maxsize, TILE)) for start in range(TILE))
     n, c, h, w, d = (size_of(node, axis) for axis in range(5))
-    count = tiles_of(h, apart)
-    tiles = call(aten.reshape.default, (node, (n, c, count, TILE * apart, w, d)))
-    rows = tiles_of(h, 1)
-    return tuple(
-        call(
-            aten.reshape.default,
-            (call(aten.slice.Tensor, (tiles, 3, apart * k, apart * (k + 1))), (n, c, rows, w, d)),
-        )
-        for k in range(TILE)
-    )
+    tiles = call(aten.reshape.default, (node, (n, c, part_of(h, TILE * apart), TILE * apart, w, d)))
+    parts = (call(aten.slice.Tensor, (tiles, 3, apart * k, apart * (k + 1))) for k in range(TILE))
+    return tuple(call(aten.reshape.default, (part, (n, c, part_of(h, TILE), w, d))) for part in parts)
 
 
-def tiles_of(height: Node | int, apart: int) -> Node | int:
-    """How many tiles of four planes, so far apart, there are to a height."""
-    if isinstance(height, int):
-        return height // (TILE * apart)
-    return height.graph.call_function(floordiv, (height, TILE * apart))
+def part_of(size: Node | int, number: int) -> Node | int:
+    return size // number if isinstance(size, int) else size.graph.call_function(floordiv, (size, number))
 
 
-def carried(node: Node, apart: int) -> tuple[Node, ...] | None:
-    """The same through an operator that treats every voxel alike, where part of what it reads is there in fours."""
-    sources = node.all_input_nodes
-    if node.target not in VOXELWISE or node.kwargs or len(sources) != len(node.args):
-        return None
-    if not any(in_parts(source, apart) for source in sources):
-        return None
-    for source in sources:
-        if source.meta["val"].shape != node.meta["val"].shape:
-            return None
-        if overwritten(source) and not in_parts(source, apart):
-            return None
-    operator = VOXELWISE[node.target]
-    return tuple(
-        node.graph.call_function(operator, parts)
-        for parts in zip(*(in_fours(source, apart) for source in sources), strict=True)
-    )
+def in_place(node: Node) -> bool:
+    return VOXELWISE.get(node.target, node.target) != node.target
 
 
 def overwritten(node: Node) -> bool:
     """Whether an operator in place changes a value, so that what is cut of it is not the same later on."""
-    return any(VOXELWISE.get(user.target, user.target) != user.target and user.args[0] is node for user in node.users)
-
-
-def in_parts(node: Node, apart: int) -> bool:
-    """Whether a value is there in fours, or can be had of such."""
-    if apart in node.meta.get(FOURS, {}):
-        return True
-    return node.target in VOXELWISE and any(in_parts(source, apart) for source in node.all_input_nodes)
+    return any(in_place(user) and user.args[0] is node for user in node.users)
 
 
 def filters(weight: Tensor) -> list[Tensor]:

@@ -359,6 +359,9 @@ def test_winograd_keeps_planes_apart_in_a_residual_block(inplace: bool) -> None:
     module = check(Winograd(), Tiny(block, *(conv(32, 32) for _ in range(3))), 3, contract)
     cuts = [node for node in module.graph.nodes if "slice" in str(node.target) and len(node.args) == 5]
     assert len(cuts) == 4
+    # What the mean reads, and what is returned: no sum or activation is computed twice.
+    assert sum("stack" in str(node.target) for node in module.graph.nodes) == 2
+    assert sum("relu" in str(node.target) for node in module.graph.nodes) == 8
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
