@@ -46,8 +46,8 @@ START, END = "<!-- results -->", "<!-- end of results -->"
 PACKAGES = ("segmentation_models_pytorch_3d", "torch", "onnxruntime", "openvino", "nncf")
 NINE = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "DeepLabV3", "DeepLabV3Plus", "PAN", "PSPNet")
 # What H, W and D are multiples of, where not 32. H is held to more than the network needs, so that Winograd's filtering
-# fits; of DeepLabV3, in the dilated stages too.
-MULTIPLE = {"DeepLabV3": (128, 8, 8), "DeepLabV3Plus": (32, 16, 16), "PAN": (128, 128, 128), "PSPNet": (32, 8, 8)}
+# fits; of DeepLabV3 and DeepLabV3+, in the dilated stages too.
+MULTIPLE = {"DeepLabV3": (128, 8, 8), "DeepLabV3Plus": (128, 16, 16), "PAN": (128, 128, 128), "PSPNet": (32, 8, 8)}
 EAGER = "published package, eager"
 
 Run = Callable[[], object]
@@ -357,7 +357,8 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
     shown = [way for way in WAYS if WAYS[way][0] == "ours" and sum(way in row["ways"] for row in rows.values()) > 1]
     fp32 = [way for way in shown if way.endswith("fp32")]
     lines += ["", "## The nine architectures of the published package", ""]
-    lines += [f"| network | shape | {' | '.join(shown)} | best fp32 |", "|---|---|" + "--:|" * (len(shown) + 1)]
+    heads = ["network", "shape", "H, W, D by", *shown, "best fp32", "matrix product"]
+    lines += [f"| {' | '.join(heads)} |", "|---|---|---|" + "--:|" * (len(shown) + 2)]
     best: dict[str, list[float]] = {"fp32": [], **{way: [] for way in shown}}
     for name in (f"{architecture.lower()}/resnet34" for architecture in NINE):
         if name not in rows:
@@ -369,9 +370,11 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
         for way in shown:
             if way in ways:
                 best[way].append(ways[way]["speedup"])
-        lines.append(f"| {name} | {'×'.join(map(str, rows[name]['shape']))} | {' | '.join(cells)} | {top:.2f} |")
+        where = [name, "×".join(map(str, rows[name]["shape"])), ", ".join(map(str, rows[name]["multiple"]))]
+        rate = f"{rows[name]['matrix_gflops']:.0f} GFLOP/s"
+        lines.append(f"| {' | '.join([*where, *cells, f'{top:.2f}', rate])} |")
     means = [f"{geometric(best[way]):.2f}" for way in (*shown, "fp32")]
-    lines.append(f"| geometric mean | | {' | '.join(means)} |")
+    lines.append(f"| geometric mean | | | {' | '.join(means)} | |")
     return "\n".join(lines) + "\n\n"
 
 

@@ -107,7 +107,7 @@ Multiple = Annotated[
     typer.Option(
         metavar="H,W,D",
         rich_help_panel=SHAPES,
-        help="Of what sizes are multiples. Coarse is faster in --optimise cpu. [dim]Default: the network's[/]",
+        help="Sizes are multiples of it; a coarse one lets --optimise cpu do more. [dim]Default: the network's[/]",
     ),
 ]
 Static = Annotated[bool, typer.Option("--static", rich_help_panel=SHAPES, help="Freeze all axes at --shape.")]

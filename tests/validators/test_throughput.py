@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from smp3d_export.validators import throughput
 from smp3d_export.validators.throughput import LEAST_ROUNDS, MOST_ROUNDS, Ratio, alternate, ratio
 
@@ -23,6 +25,15 @@ class Clock:
         return run
 
 
+pauses: list[float] = []
+
+
+@pytest.fixture(autouse=True)
+def _sleepless(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses.clear()
+    monkeypatch.setattr(throughput.time, "sleep", pauses.append)
+
+
 def run(eager: float, artifact: float) -> tuple[throughput.Throughput, list[str]]:
     clock, log = Clock(), []
     sides = ({"eager": clock.side(log, "eager", eager)}, clock.side(log, "artifact", artifact))
@@ -37,6 +48,11 @@ def test_sides_alternate_and_the_order_changes() -> None:
         {"eager", "artifact"}
     ] * result.rounds
     assert rounds[:4] == ["eager", "artifact", "artifact", "eager"]
+
+
+def test_every_call_waits_for_the_threads_of_the_one_before() -> None:
+    _, log = run(0.2, 0.1)
+    assert pauses == [throughput.PAUSE] * len(log)
 
 
 def test_the_ratio_is_of_medians() -> None:
