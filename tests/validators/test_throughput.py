@@ -31,7 +31,7 @@ pauses: list[float] = []
 @pytest.fixture(autouse=True)
 def _sleepless(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses.clear()
-    monkeypatch.setattr(throughput.time, "sleep", pauses.append)
+    monkeypatch.setattr("time.sleep", pauses.append)
 
 
 def run(eager: float, artifact: float) -> tuple[throughput.Throughput, list[str]]:
