@@ -88,7 +88,7 @@ class ShapeContract:
             )
         held = coarsened(multiple, coarse, network) if coarse else tuple(multiple)
         multiples = (1, 1, *held)
-        floor = (1, opt[1], *(-(-size // k) * k for size, k in zip(least or multiple, held, strict=True)))
+        floor = (1, opt[1], *(rounded_up(size, k) for size, k in zip(least or multiple, held, strict=True)))
         needs = [
             f"{network} needs" if k == own else "the contract asks, by --multiple, for"
             for k, own in zip(multiples, (1, 1, *multiple), strict=True)
@@ -246,12 +246,18 @@ class ShapeContract:
         return " · ".join(str(axis) for axis in self.axes)
 
 
+def rounded_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
 def coarsened(multiple: Sequence[int], coarse: Sequence[int], network: str) -> tuple[int, ...]:
     """Multiples of H, W and D to be held to, where they are multiples of what the network needs.
 
     Raises:
-        ShapeError: one is not.
+        ShapeError: one is not, or there are not three.
     """
+    if len(coarse) != 3:
+        raise ShapeError(f"--multiple is {written(coarse)}; it takes three numbers, H,W,D, for example 64,32,32")
     for name, k, own in zip(AXES[2:], coarse, multiple, strict=True):
         if k < 1 or k % own:
             below, above = k // own * own, (k // own + 1) * own

@@ -57,24 +57,25 @@ def divides(number: int, node: Node, axis: int) -> bool:
     return (size.node.expr / number).expand().is_integer is True  # sizes are integer symbols, times the multiple
 
 
-def size_of(node: Node, axis: int) -> Node | int:
-    """The size of a captured node's value along an axis: a node where it is dynamic. Insert at the place set.
+def size_of(node: Node, axis: int, over: int = 1) -> Node | int:
+    """The size of a captured node's value along an axis, divided by what divides it. Insert at the place set.
 
-    It is taken of the graph's input where it is a multiple or a part of a size of that: a backend that asks a layer in
-    between for its size keeps it apart from what follows it.
+    It is a node where it is dynamic, taken of the graph's input where it is a multiple or a part of a size of that: a
+    backend that asks a layer in between for its size keeps it apart from what follows it.
     """
     size = node.meta["val"].shape[axis]
     if isinstance(size, int):
-        return size
+        return size // over
     call = node.graph.call_function
     for source in node.graph.find_nodes(op="placeholder"):
         for number, whole in enumerate(source.meta["val"].shape):
-            part = size.node.expr / whole.node.expr if not isinstance(whole, int) else None
+            part = size.node.expr / whole.node.expr / over if not isinstance(whole, int) else None
             if part is not None and part.is_Rational:
                 found = call(aten.sym_size.int, (source, number))
                 found = found if part.p == 1 else call(mul, (found, int(part.p)))
                 return found if part.q == 1 else call(floordiv, (found, int(part.q)))
-    return call(aten.sym_size.int, (node, axis))
+    found = call(aten.sym_size.int, (node, axis))
+    return found if over == 1 else call(floordiv, (found, over))
 
 
 def add_constant(module: GraphModule, tensor: Tensor, of: Node, leaf: str | None = None) -> Node:

@@ -8,7 +8,7 @@ import torch
 
 from smp3d_export import artifact, forms, hardware, manifest, targets
 from smp3d_export.capture import activation_bytes, capture
-from smp3d_export.contract import ShapeContract, coarsened
+from smp3d_export.contract import ShapeContract, coarsened, rounded_up
 from smp3d_export.delivery import Delivery
 from smp3d_export.errors import ShapeError
 from smp3d_export.graph import graph_module
@@ -75,10 +75,10 @@ def contract_for(network: Network, request: Request) -> ShapeContract:
     bounds = saved if not request.static else None
     coarse = request.multiple or (bounds and tuple(map(lcm, bounds.multiple, multiple)))
     held = coarsened(multiple, coarse, network.name) if coarse else multiple
-    volume = (-(-max(LEAST_DEFAULT, size) // k) * k for size, k in zip(least, held, strict=True))
+    volume = (rounded_up(max(LEAST_DEFAULT, size), k) for size, k in zip(least, held, strict=True))
     lower, upper = (bounds.min, bounds.max) if bounds else (None, None)
     if lower and upper and request.multiple:
-        lower = (*lower[:2], *(-(-size // k) * k for size, k in zip(lower[2:], held, strict=True)))
+        lower = (*lower[:2], *(rounded_up(size, k) for size, k in zip(lower[2:], held, strict=True)))
         upper = (*upper[:2], *(size // k * k for size, k in zip(upper[2:], held, strict=True)))
     shape = request.shape or (saved.opt if saved else (1, network.in_channels, *volume))
     if len(shape) > 1 and shape[1] != network.in_channels:

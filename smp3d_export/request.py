@@ -72,8 +72,8 @@ class Request:
     default to the contract that is saved with the network, if one is, and else as `ShapeContract.of` has it.
     `precision` defaults to that of an ONNX file, and else to fp32. `optimise` says which of the program's `forms`
     artifacts are made of; `auto`, for each target, the fastest here. `threads` is how many the artifact and the network
-    run on; all of the machine's cores where it is None.
-    `device` is `cpu`, `cuda` or `cuda:N`; `auto` is decided by `placed`.
+    run on; all of the machine's cores where it is None. `device` is `cpu`, `cuda` or `cuda:N`; `auto` is decided by
+    `placed`.
     """
 
     network: Source

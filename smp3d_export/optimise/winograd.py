@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import floordiv
 from sys import maxsize
 from typing import Any
 
@@ -178,7 +177,7 @@ def together(fours: Sequence[Node], apart: int, like: Node, channels: int) -> No
     if apart == 1:
         tiles = call(aten.stack.default, (fours, 3))
     else:
-        count = part_of(h, TILE * apart)
+        count = size_of(like, 2, TILE * apart)
         parts = [call(aten.view.default, (part, (n, channels, count, apart, w, d))) for part in fours]
         tiles = call(aten.cat.default, (parts, 3))
     return call(aten.view.default, (tiles, (n, channels, h, w, d)))
@@ -199,14 +198,11 @@ def cut(node: Node, apart: int) -> tuple[Node, ...]:
     call = node.graph.call_function
     if apart == 1:
         return tuple(call(aten.slice.Tensor, (node, 2, start, maxsize, TILE)) for start in range(TILE))
-    n, c, h, w, d = (size_of(node, axis) for axis in range(5))
-    tiles = call(aten.reshape.default, (node, (n, c, part_of(h, TILE * apart), TILE * apart, w, d)))
+    n, c, w, d = (size_of(node, axis) for axis in (0, 1, 3, 4))
+    count, rows = size_of(node, 2, TILE * apart), size_of(node, 2, TILE)
+    tiles = call(aten.reshape.default, (node, (n, c, count, TILE * apart, w, d)))
     parts = (call(aten.slice.Tensor, (tiles, 3, apart * k, apart * (k + 1))) for k in range(TILE))
-    return tuple(call(aten.reshape.default, (part, (n, c, part_of(h, TILE), w, d))) for part in parts)
-
-
-def part_of(size: Node | int, number: int) -> Node | int:
-    return size // number if isinstance(size, int) else size.graph.call_function(floordiv, (size, number))
+    return tuple(call(aten.reshape.default, (part, (n, c, rows, w, d))) for part in parts)
 
 
 def in_place(node: Node) -> bool:

@@ -63,6 +63,8 @@ def test_static_freezes_every_axis() -> None:
             {"opt": OPT, "coarse": (64, 48, 32)},
             "--multiple is 48 for W, but unet/x needs a multiple of 32: use 32 or 64.",
         ),
+        ({"opt": OPT, "coarse": (64,)}, "--multiple is 64; it takes three numbers, H,W,D"),
+        ({"opt": OPT, "coarse": (64, 0, 32)}, "--multiple is 0 for W, but unet/x needs a multiple of 32: use 32."),
         ({"opt": OPT, "coarse": (64, 16, 32)}, "--multiple is 16 for W, but unet/x needs a multiple of 32: use 32."),
         ({"opt": (1, 1, 96, 96, 64), "coarse": (64, 32, 32)}, "H is 96, but the contract asks, by --multiple, for a"),
         (

@@ -375,6 +375,7 @@ def test_winograd_of_a_dilated_stage(static: bool) -> None:
     contract = ShapeContract.of((2, 32, 16, 5, 3), multiple=(8, 1, 1), static=static)
     layers = (conv(32, 32, dilation=2, padding=2), conv(32, 32, dilation=2, padding=2), conv(32, 32))
     module = check(Winograd(), Tiny(stage, *layers), 3, contract)
+    # Four at the entry, which the sum reads again, and four for the plain convolution.
     cuts = [node for node in module.graph.nodes if "slice" in str(node.target)]
     assert len(cuts) == 8
 

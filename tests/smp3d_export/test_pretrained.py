@@ -332,6 +332,14 @@ def test_options_win_over_the_contract(saved: Path, asked: dict[str, Any], expec
     assert [(axis.min, axis.opt, axis.max) for axis in contract.axes] == expected
 
 
+def test_multiples_are_saved_with_the_contract(tmp_path: Path) -> None:
+    model = built()
+    contract = ShapeContract.of((1, 2, 8, 8, 8), multiple=model.multiple, coarse=(4, 4, 8))
+    model.save_pretrained(tmp_path / "best", contract)
+    source = SavedModel(source=str(tmp_path / "best"))
+    assert contract_for(build(source), Request(network=source)) == contract
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

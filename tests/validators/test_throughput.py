@@ -25,13 +25,12 @@ class Clock:
         return run
 
 
-pauses: list[float] = []
-
-
 @pytest.fixture(autouse=True)
-def _sleepless(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses.clear()
-    monkeypatch.setattr("time.sleep", pauses.append)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that would have been made."""
+    made: list[float] = []
+    monkeypatch.setattr("time.sleep", made.append)
+    return made
 
 
 def run(eager: float, artifact: float) -> tuple[throughput.Throughput, list[str]]:
@@ -50,7 +49,7 @@ def test_sides_alternate_and_the_order_changes() -> None:
     assert rounds[:4] == ["eager", "artifact", "artifact", "eager"]
 
 
-def test_every_call_waits_for_the_threads_of_the_one_before() -> None:
+def test_every_call_waits_for_the_threads_of_the_one_before(pauses: list[float]) -> None:
     _, log = run(0.2, 0.1)
     assert pauses == [throughput.PAUSE] * len(log)
 
