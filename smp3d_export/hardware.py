@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -99,18 +98,34 @@ def versions() -> dict[str, str]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The NVIDIA GPUs by name, compute capability and memory in bytes; none where there is no driver."""
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    """The NVIDIA GPUs by name, compute capability and memory in bytes; none where there is no driver.
+
+    The driver itself is asked: it is on Jetson too, which has no nvidia-smi, and numbers them as CUDA's runtime does,
+    `CUDA_VISIBLE_DEVICES` included.
+    """
     try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
         return []
-    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()]
-    return [
-        {"name": row[0], "compute_capability": row[1], "memory": int(row[2]) * 2**20 if row[2].isdigit() else None}
-        for row in rows
-        if len(row) == 3
-    ]
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    return [_gpu(driver, number) for number in range(count.value)]
+
+
+def _gpu(driver: ctypes.CDLL, number: int) -> dict[str, Any]:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    driver.cuDeviceGet(ctypes.byref(device), number)
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    for value, attribute in ((major, 75), (minor, 76)):  # of the compute capability, in the driver's numbers
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+    return {
+        "name": name.value.decode(errors="replace"),
+        "compute_capability": f"{major.value}.{minor.value}",
+        "memory": memory.value or None,
+    }
 
 
 def describe() -> dict[str, Any]:

@@ -7,6 +7,7 @@ shape where that is faster; TensorRT-RTX has that built in.
 from __future__ import annotations
 
 import importlib
+import weakref
 from collections.abc import Callable
 from importlib.util import find_spec
 from math import prod
@@ -40,11 +41,10 @@ class Runner(runtime.Runner):
         path = folder / "model.engine"
         self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
-            why = self.log.errors[-1] if self.log.errors else "it does not say why"
             raise TargetUnavailableError(
                 f"{name} {trt.__version__} cannot load {str(path)!r}, built by "
                 f"{manifest['versions'].get(name.replace('_', '-'), 'another')} for "
-                f"{', '.join(manifest['engine']['gpus'])}: {why}"
+                f"{', '.join(manifest['engine']['gpus'])}: {self.why()}"
             )
         bindings = {self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)}
         self.outputs = [output["name"] for output in manifest["outputs"]]
@@ -53,14 +53,19 @@ class Runner(runtime.Runner):
         profile = [tuple(shape) for shape in self.engine.get_tensor_profile_shape(INPUT, 0)]
         if profile != [self.contract.min, self.contract.opt, self.contract.max]:
             raise UsageError(f"{str(path)!r} has the profile {profile}, which its manifest does not say")
+        # TensorRT-RTX captures CUDA graphs itself, if it is told so; TensorRT leaves that to us.
+        self.captures = hasattr(trt, "CudaGraphStrategy")
         self.context = self.new_context(trt)
+        if self.context is None:
+            raise TargetUnavailableError(f"{name} cannot get ready to run {str(path)!r}: {self.why()}")
         self.stream = self.cuda(self.cuda.api.cudaStreamCreate())
         self.buffers: dict[str, tuple[int, int]] = {}
+        self.graphs: list[Any] = []
         self.launches: dict[tuple[int, ...], Callable[[], None]] = {}
+        weakref.finalize(self, release, self.cuda, self.stream, self.buffers, self.graphs)
 
     def new_context(self, trt: Any) -> Any:
-        """An execution context; that of TensorRT-RTX captures CUDA graphs itself."""
-        if not hasattr(trt, "CudaGraphStrategy"):
+        if not self.captures:
             return self.engine.create_execution_context()
         config = self.engine.create_runtime_config()
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -98,6 +103,7 @@ class Runner(runtime.Runner):
 
     def place(self, image: Volume) -> None:
         """Copy an image to the device, and give the context its shape and its buffers, which only ever grow."""
+        self.cuda.select()  # of a thread, which need not be the one that loaded the engine
         image = np.ascontiguousarray(image, np.float32)
         if not self.context.set_input_shape(INPUT, image.shape):
             raise UsageError(f"the engine does not take the shape {image.shape}")
@@ -115,8 +121,10 @@ class Runner(runtime.Runner):
 
     def enqueue(self) -> None:
         if not self.context.execute_async_v3(int(self.stream)):
-            why = self.log.errors[-1] if self.log.errors else "it does not say why"
-            raise Smp3dExportError(f"the engine failed: {why}")
+            raise Smp3dExportError(f"the engine failed: {self.why()}")
+
+    def why(self) -> str:
+        return self.log.errors[-1] if self.log.errors else "it does not say why"
 
     def fastest_launch(self) -> Callable[[], None]:
         """The engine's own launches for the shape that is set, or those captured into a CUDA graph."""
@@ -131,7 +139,7 @@ class Runner(runtime.Runner):
     def captured(self) -> Any | None:
         """The launches for the shape that is set as a CUDA graph; None where they cannot be, or already are."""
         api = self.cuda.api
-        if hasattr(self.context, "get_runtime_config"):
+        if self.captures:
             return None
         self.cuda(api.cudaStreamSynchronize(self.stream))
         self.cuda(api.cudaStreamBeginCapture(self.stream, api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
@@ -140,7 +148,20 @@ class Runner(runtime.Runner):
         if not recorded or int(status):
             return None
         status, executable = api.cudaGraphInstantiate(graph, 0)
-        return None if int(status) else executable
+        api.cudaGraphDestroy(graph)
+        if int(status):
+            return None
+        self.graphs.append(executable)
+        return executable
+
+
+def release(cuda: Cuda, stream: Any, buffers: dict[str, tuple[int, int]], graphs: list[Any]) -> None:
+    """Give back what a runner has on the device; a device that is gone already says so in vain."""
+    for graph in graphs:
+        cuda.api.cudaGraphExecDestroy(graph)
+    for address, _ in buffers.values():
+        cuda.api.cudaFree(address)
+    cuda.api.cudaStreamDestroy(stream)
 
 
 def index_of(device: str) -> int:
@@ -161,7 +182,11 @@ class Cuda:
             raise TargetUnavailableError("this machine has no NVIDIA GPU with a driver")
         if device >= count:
             raise TargetUnavailableError(f"there is no GPU {device} here, but {count}, from 0")
-        self(self.api.cudaSetDevice(device))
+        self.device = device
+        self.select()
+
+    def select(self) -> None:
+        self(self.api.cudaSetDevice(self.device))
 
     def __call__(self, returned: tuple[Any, ...]) -> Any:
         status, *values = returned
