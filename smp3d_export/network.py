@@ -21,6 +21,7 @@ from smp3d_export.contract import ShapeContract
 from smp3d_export.encoders import encoder_spec
 from smp3d_export.errors import TargetUnavailableError, UsageError
 from smp3d_export.request import NetworkRequest, SavedModel, Sizes
+from smp3d_export.runtime.pytorch import seconds_on_gpu, without_tf32
 from smp3d_export.runtime.volumes import Volume
 from smp3d_export.targets import Precision
 
@@ -55,7 +56,7 @@ class Network:
         if not torch.cuda.is_available() or torch.device(device).index not in (None, *range(torch.cuda.device_count())):
             seen = f"{torch.cuda.device_count() or 'no'} GPU"
             raise TargetUnavailableError(f"--device is {device}, but PyTorch sees {seen} here: give --device cpu")
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        without_tf32()
         return replace(self, model=self.model.to(device), device=device)
 
     @property
@@ -88,12 +89,7 @@ class Network:
         kind = torch.device(self.device).type
         with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype is not None):
             if kind == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                self.model(placed)
-                end.record()
-                end.synchronize()
-                return start.elapsed_time(end) / 1e3
+                return seconds_on_gpu(lambda: self.model(placed), self.device)
             started = time.perf_counter()
             self.model(placed)
             return time.perf_counter() - started

@@ -5,26 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch._inductor import aoti_load_package
 
-from smp3d_export import inductor, runtime
+from smp3d_export import inductor
 from smp3d_export.errors import UsageError
-from smp3d_export.runtime.volumes import Volume
+from smp3d_export.runtime import pytorch
 
 
-class Runner(runtime.Runner):
+class Runner(pytorch.Runner):
     """A loaded `model.pt2`."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None, device: str = "cpu") -> None:
         super().__init__(folder, manifest, threads, device)
         inductor.check_processor(manifest["compiled_for"])
         inductor.check_device(manifest["device"], device)
-        if threads:
-            torch.set_num_threads(threads)
-        self.device = torch.device(device)
-        self.names = [output["name"] for output in manifest["outputs"]]
         path = folder / "model.pt2"
         index = -1 if self.device.index is None else self.device.index
         try:
@@ -32,8 +28,6 @@ class Runner(runtime.Runner):
         except RuntimeError as error:
             raise UsageError(f"PyTorch cannot load {str(path)!r}: {error}") from error
 
-    def run(self, image: Volume) -> dict[str, np.ndarray]:
+    def forward(self, image: Tensor) -> Any:
         with torch.inference_mode():
-            outputs = self.program(torch.from_numpy(image).to(self.device))
-        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-        return {name: output.cpu().numpy() for name, output in zip(self.names, outputs, strict=True)}
+            return self.program(image)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch._dynamo.config
 import torch._inductor.config
@@ -22,10 +21,10 @@ import torch.fx.experimental._config
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from smp3d_export import inductor, runtime
+from smp3d_export import inductor
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import TargetUnavailableError, UsageError
-from smp3d_export.runtime.volumes import Volume
+from smp3d_export.runtime import pytorch
 from smp3d_export.targets import Precision
 
 PROGRAM, COMPILED = "program.pt2", "model.cache"
@@ -34,7 +33,7 @@ PROGRAM, COMPILED = "program.pt2", "model.cache"
 KINDS = 16
 
 
-class Runner(runtime.Runner):
+class Runner(pytorch.Runner):
     """A loaded program with what was compiled of it."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None = None, device: str = "cpu") -> None:
@@ -43,10 +42,6 @@ class Runner(runtime.Runner):
         if not support.ready:
             raise TargetUnavailableError(f"compile cannot run here, for {support.reason}: {support.fix}")
         inductor.check_device(manifest["device"], device)
-        if threads:
-            torch.set_num_threads(threads)
-        self.device = device
-        self.names = [output["name"] for output in manifest["outputs"]]
         self.cache = tempfile.TemporaryDirectory(prefix="smp3d-export-")
         try:
             with zipfile.ZipFile(folder / COMPILED) as archive:
@@ -58,10 +53,9 @@ class Runner(runtime.Runner):
             raise UsageError(f"PyTorch cannot load the program in {str(folder)!r}: {error}") from error
         self.program = Compiled(program, self.contract)
 
-    def run(self, image: Volume) -> dict[str, np.ndarray]:
+    def forward(self, image: Tensor) -> Any:
         with inductor.caching_in(Path(self.cache.name)):
-            outputs = self.program(torch.from_numpy(image).to(self.device))
-        return {name: output.cpu().numpy() for name, output in zip(self.names, outputs, strict=True)}
+            return self.program(image)
 
 
 class Compiled:

@@ -19,6 +19,7 @@ import numpy as np
 from smp3d_export import runtime
 from smp3d_export.contract import INPUT
 from smp3d_export.errors import Smp3dExportError, TargetUnavailableError, UsageError
+from smp3d_export.hardware import gpu_number
 from smp3d_export.runtime.volumes import Volume
 
 MODULES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
@@ -34,7 +35,7 @@ class Runner(runtime.Runner):
         name = MODULES[manifest["target"]]
         if find_spec(name) is None:
             raise TargetUnavailableError(f"{name} is not installed: pip install 'smp3d-export[{manifest['target']}]'")
-        self.cuda = Cuda(index_of(device))
+        self.cuda = Cuda(gpu_number(device))
         trt = importlib.import_module(name)
         self.log = logger(trt)
         self.runtime = trt.Runtime(self.log)
@@ -162,11 +163,6 @@ def release(cuda: Cuda, stream: Any, buffers: dict[str, tuple[int, int]], graphs
     for address, _ in buffers.values():
         cuda.api.cudaFree(address)
     cuda.api.cudaStreamDestroy(stream)
-
-
-def index_of(device: str) -> int:
-    """The number of the GPU that `cpu`, `cuda` or `cuda:N` means: engines run on no other."""
-    return int(device.partition(":")[2] or 0)
 
 
 class Cuda:

@@ -23,7 +23,7 @@ from smp3d_export import hardware
 from smp3d_export.contract import INPUT, Shape, ShapeContract, written
 from smp3d_export.errors import ExportError, UsageError
 from smp3d_export.onnx_graph import in_files, in_fp32, tensor_shapes, tensor_types, too_large
-from smp3d_export.runtime.tensorrt import MODULES, Cuda, index_of, logger
+from smp3d_export.runtime.tensorrt import MODULES, Cuda, logger
 from smp3d_export.targets import Exported, Options, Precision, Support, onnx
 from smp3d_export.targets.sizes import megabytes
 
@@ -114,8 +114,8 @@ class TensorRT:
         check_sizes(graph, source.contract.max, self.name)
 
         trt = importlib.import_module(self.module)
-        if self.builds_on_gpu and index_of(options.device):
-            Cuda(index_of(options.device))
+        if self.builds_on_gpu and hardware.gpu_number(options.device):
+            Cuda(hardware.gpu_number(options.device))
         log = logger(trt)
         builder = trt.Builder(log)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -145,7 +145,7 @@ class TensorRT:
         """What the engine is for, in the manifest's words."""
         if not self.builds_on_gpu:
             return list(options.gpus) or ["the builder's default GPUs"]
-        gpu = hardware.gpus()[index_of(options.device)]
+        gpu = hardware.gpus()[hardware.gpu_number(options.device)]
         return [f"{gpu['name']} ({gpu['compute_capability']})"]
 
 

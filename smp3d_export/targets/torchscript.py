@@ -71,6 +71,9 @@ def scriptable(module: GraphModule) -> GraphModule:
 
     graph = module.graph
     graph.set_codegen(CodeGen())  # plain arguments and results, not the exported program's trees
+    (image,) = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(image):
+        device = graph.call_function(getattr, (image, "device"))
     for node in list(graph.nodes):
         if node.op == "output" and len(node.all_input_nodes) == 1:
             node.args = tuple(node.all_input_nodes)  # a tensor, as the network returns it, and no tuple of one
@@ -78,8 +81,9 @@ def scriptable(module: GraphModule) -> GraphModule:
             graph.erase_node(node)
         elif isinstance(node.target, OpOverload):
             node.target = aten.size if operator(node) == "sym_size" else node.target.overloadpacket
-            # Where something is made stands in a word that it does not have; sizes are made where the program runs.
-            node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("pin_memory", "device")}
+            # What it was captured on stands in a word that it does not have; the program runs where its image is.
+            kwargs = {key: value for key, value in node.kwargs.items() if key != "pin_memory"}
+            node.kwargs = {**kwargs, "device": device} if "device" in kwargs else kwargs
     graph.eliminate_dead_code()
     scriptable = GraphModule(module, graph)
     scriptable.training = False  # what eval() would set, which the modules of exported programs refuse

@@ -25,7 +25,7 @@ from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ShapeError, TargetUnavailableError, UsageError
 from smp3d_export.runtime.aoti import Runner
 from smp3d_export.runtime.compile import Runner as CompileRunner
-from smp3d_export.targets import Options, Precision, compile
+from smp3d_export.targets import Options, Precision, compile, torchscript
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -50,6 +50,17 @@ def test_torchscript_carries_its_description_and_runs_without_this_package(cli) 
     found = program(torch.from_numpy(golden["image"]))
     assert found.is_contiguous()
     assert np.abs(found.numpy() - golden["masks"]).max() < 1e-5 * np.ptp(golden["masks"]) + 1e-6
+
+
+def test_torchscript_makes_what_it_needs_where_its_image_is(tmp_path: Path) -> None:
+    """The bins of a pyramid, which would else be on the device that the network was captured on."""
+    model = smp.create_model("PSPNet", "resnet18", encoder_weights=None, in_channels=1).eval()
+    contract = ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple, least=model.least)
+    torchscript.export(capture(model, contract), Options(), tmp_path)
+    graph = torch.jit.load(str(tmp_path / "model.ts")).graph
+    made = list(graph.findAllNodes("aten::arange"))
+    assert len(made) > 3
+    assert {node.inputsAt(node.inputsSize() - 2).node().kind() for node in made} == {"prim::device"}
 
 
 def test_torchscript_has_no_int8(cli) -> None:
