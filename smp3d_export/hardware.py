@@ -100,8 +100,8 @@ def versions() -> dict[str, str]:
 def gpus() -> list[dict[str, Any]]:
     """The NVIDIA GPUs by name, compute capability and memory in bytes; none where there is no driver.
 
-    The driver itself is asked: it is on Jetson too, which has no nvidia-smi, and numbers them as CUDA's runtime does,
-    `CUDA_VISIBLE_DEVICES` included.
+    The driver itself is asked: it is on every Jetson too, as nvidia-smi is not, and numbers them as CUDA's runtime
+    does, `CUDA_VISIBLE_DEVICES` included.
     """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -45,7 +45,7 @@ class Runner(runtime.Runner):
 
 
 def without_tf32() -> None:
-    """Have PyTorch compute products in fp32 as they are on a GPU, in this process: convolutions would be rounded."""
+    """Have PyTorch keep fp32 as it is in products on a GPU, in this process: it would round what goes into them."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 

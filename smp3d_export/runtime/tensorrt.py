@@ -110,11 +110,12 @@ class Runner(runtime.Runner):
             raise UsageError(f"the engine does not take the shape {image.shape}")
         for name in (INPUT, *self.outputs):
             size = 4 * prod(self.context.get_tensor_shape(name))
-            address, room = self.buffers.get(name, (0, 0))
+            _, room = self.buffers.get(name, (0, 0))
             if size > room:
-                if address:
-                    self.cuda(self.cuda.api.cudaFree(address))
                 self.launches.clear()  # a captured graph holds addresses
+                destroy(self.cuda, self.graphs)
+                if name in self.buffers:
+                    self.cuda(self.cuda.api.cudaFree(self.buffers.pop(name)[0]))
                 self.buffers[name] = (self.cuda(self.cuda.api.cudaMalloc(size)), size)
             self.context.set_tensor_address(name, self.buffers[name][0])
         self.cuda.copy(self.buffers[INPUT][0], image.ctypes.data, image.nbytes, self.stream)
@@ -158,11 +159,15 @@ class Runner(runtime.Runner):
 
 def release(cuda: Cuda, stream: Any, buffers: dict[str, tuple[int, int]], graphs: list[Any]) -> None:
     """Give back what a runner has on the device; a device that is gone already says so in vain."""
-    for graph in graphs:
-        cuda.api.cudaGraphExecDestroy(graph)
+    destroy(cuda, graphs)
     for address, _ in buffers.values():
         cuda.api.cudaFree(address)
     cuda.api.cudaStreamDestroy(stream)
+
+
+def destroy(cuda: Cuda, graphs: list[Any]) -> None:
+    while graphs:
+        cuda.api.cudaGraphExecDestroy(graphs.pop())
 
 
 class Cuda:

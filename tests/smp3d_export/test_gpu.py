@@ -49,7 +49,7 @@ def test_without_a_gpu_the_device_is_refused(cli) -> None:
 def test_onnx_runtime_is_timed_with_its_volumes_on_the_device(exported: Path) -> None:
     """By the same code on the processor: what is bound there is what it runs on."""
     timed = session(exported / "model.onnx", 1)
-    assert 0 < seconds_on("cpu", timed, np.zeros((1, 1, 8, 16, 16), np.float32)) < 60
+    assert seconds_on("cpu", timed, np.zeros((1, 1, 8, 16, 16), np.float32)) > 0
     with pytest.raises(Exception, match="Got invalid dimensions"):
         seconds_on("cpu", timed, np.zeros((1, 2, 8, 16, 16), np.float32))
 

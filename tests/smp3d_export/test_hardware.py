@@ -1,4 +1,4 @@
-"""What is said of the machine."""
+"""The GPUs of the machine, as a driver tells them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from smp3d_export import hardware
 
 # The driver's functions that are asked, with the types of its header.
 DRIVER = """
@@ -43,10 +41,3 @@ def test_the_driver_is_asked_for_the_gpus(tmp_path: Path, fails: int) -> None:
         {"name": "GPU of handle 41", "compute_capability": "8.7", "memory": 5 * 2**32},
     ]
     assert json.loads(done.stdout) == ([] if fails else gpus)
-
-
-def test_a_machine_is_described() -> None:
-    machine = hardware.describe()
-    assert machine["cores"] >= 1
-    assert machine["processor"]
-    assert hardware.versions()["python"] == sys.version.split()[0].rstrip("+")
