@@ -26,16 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from smp3d_export import forms, hardware, runtime
-from smp3d_export.bench import MATRIX_SIZE, matrix_product
-from smp3d_export.calibration import Calibration
+from smp3d_export import hardware, runtime
+from smp3d_export.arrays import volume
 from smp3d_export.errors import ParityError
 from smp3d_export.pipeline import run as export
-from smp3d_export.report import Report
-from smp3d_export.request import NetworkRequest, Request
-from smp3d_export.targets import Precision
-from smp3d_export.validators.inputs import volume
+from smp3d_export.precision import Precision
+from smp3d_export.runtime.calibration import Calibration
+from smp3d_export.sources import variants as forms
+from smp3d_export.sources.named import NamedNetwork
+from smp3d_export.sources.request import Request
+from smp3d_export.validators.bench import MATRIX_SIZE, matrix_product
 from smp3d_export.validators.throughput import ratio, rounds
+from smp3d_export.validators.verdict import Report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/peers.jsonl"
@@ -142,11 +144,11 @@ def peer_openvino(job: Job, *, quantised: bool = False, hint: str | None = None)
 
 def channels_last(job: Job) -> Run:
     """Eager with this tool's rewrites and channels-last-3d, which is the best eager form."""
-    from smp3d_export.capture import capture
-    from smp3d_export.memory_format import channels_last
-    from smp3d_export.network import build
     from smp3d_export.optimise import optimise
     from smp3d_export.pipeline import contract_for
+    from smp3d_export.program.capture import capture
+    from smp3d_export.program.memory_format import channels_last
+    from smp3d_export.sources.named import build
 
     request = Request(network=network_of(job), shape=job.shape)
     network = build(request.network, job.shape)
@@ -160,8 +162,8 @@ def channels_last(job: Job) -> Run:
     return side
 
 
-def network_of(job: Job) -> NetworkRequest:
-    return NetworkRequest(architecture=job.architecture, encoder=job.encoder, checkpoint=job.checkpoint)
+def network_of(job: Job) -> NamedNetwork:
+    return NamedNetwork(architecture=job.architecture, encoder=job.encoder, checkpoint=job.checkpoint)
 
 
 def ours(target: str, precision: Precision) -> Callable[[Job], Run]:

@@ -24,17 +24,19 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
-from smp3d_export import hardware, parsing, runtime
+from smp3d_export import hardware, runtime
 from smp3d_export.architectures import architecture_spec
-from smp3d_export.calibration import Calibration
+from smp3d_export.cli import parsing
 from smp3d_export.encoders import encoder_spec
-from smp3d_export.network import Network, build
+from smp3d_export.onnxgraph.emulation import Emulation
 from smp3d_export.pipeline import run
+from smp3d_export.precision import Precision
 from smp3d_export.progress import Reporter
-from smp3d_export.request import NetworkRequest, Request
-from smp3d_export.runtime.stand_in import StandIn
+from smp3d_export.runtime.calibration import Calibration
 from smp3d_export.runtime.volumes import read_volume
-from smp3d_export.targets import Precision
+from smp3d_export.sources.named import NamedNetwork, build
+from smp3d_export.sources.network import Network
+from smp3d_export.sources.request import Request
 from smp3d_export.validators.parity import Run, dice_per_class, label_map
 
 # Precision -> the targets that run it on a processor, and the most that Dice may fall in a class.
@@ -99,7 +101,7 @@ class Truth:
 def main() -> None:
     arguments = parsed()
     normalisation = parsing.normalisation(arguments.normalize)
-    source = NetworkRequest(
+    source = NamedNetwork(
         architecture=architecture_spec(arguments.arch).name,
         encoder=encoder_spec(arguments.encoder).name,
         checkpoint=arguments.checkpoint,
@@ -170,7 +172,7 @@ def exported(
             parity = "passed" if verdict.parity.passed else "missed"
             yield truth.artifact(name, runtime.load(verdict.folder), allowed, parity)
             if f"{name}, rounded" == HALF:
-                rounded = StandIn(onnx.load(verdict.folder / "model.onnx"))
+                rounded = Emulation(onnx.load(verdict.folder / "model.onnx"))
                 yield truth.artifact(HALF, rounded, allowed, parity)
 
 

@@ -20,14 +20,15 @@ from typing import Any
 
 from sweep_networks import CLASSES, Pair, families
 
-from smp3d_export import artifact, hardware
+from smp3d_export import hardware
 from smp3d_export.architectures import ARCHITECTURES
+from smp3d_export.artifact import folder as artifact
+from smp3d_export.backends import Precision, find
 from smp3d_export.encoders import ENCODERS
 from smp3d_export.errors import ParityError
-from smp3d_export.network import build
 from smp3d_export.pipeline import run
-from smp3d_export.request import NetworkRequest, Request
-from smp3d_export.targets import Precision, find
+from smp3d_export.sources.named import NamedNetwork, build
+from smp3d_export.sources.request import Request
 
 ROOT = Path(__file__).parents[1]
 TARGET = "trt-rtx"
@@ -64,7 +65,7 @@ def pairs() -> list[Pair]:
 def built(pair: Pair, precision: Precision) -> Row:
     """Export one network in one precision by the pipeline that the command line has."""
     further = pair.architecture.needs(pair.encoder)
-    network = NetworkRequest(
+    network = NamedNetwork(
         architecture=pair.architecture.name, encoder=pair.encoder.name, arguments={"classes": CLASSES, **further}
     )
     model = build(network).model

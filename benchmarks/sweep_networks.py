@@ -183,12 +183,14 @@ def compared(pair: Pair, threads: int) -> Record:
     """Build, capture, export and compare with eager execution."""
     import torch
 
-    from smp3d_export import artifact, network, runtime
-    from smp3d_export.capture import activation_bytes, capture
-    from smp3d_export.request import NetworkRequest
-    from smp3d_export.targets import Options, onnx
-    from smp3d_export.validate import WORKSPACE
-    from smp3d_export.validators.inputs import volume
+    from smp3d_export import runtime
+    from smp3d_export.arrays import volume
+    from smp3d_export.artifact import folder as artifact
+    from smp3d_export.onnxgraph import conversion as onnx
+    from smp3d_export.program.capture import activation_bytes, capture
+    from smp3d_export.sources import network
+    from smp3d_export.sources.named import NamedNetwork
+    from smp3d_export.validators.cases import WORKSPACE
     from smp3d_export.validators.parity import Case, Reference, compare
     from smp3d_export.validators.tolerances import tolerance
 
@@ -196,7 +198,7 @@ def compared(pair: Pair, threads: int) -> Record:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     clock = Clock()
     further = pair.architecture.needs(pair.encoder)
-    request = NetworkRequest(
+    request = NamedNetwork(
         architecture=pair.architecture.name,
         encoder=pair.encoder.name,
         arguments={"in_channels": 1, "classes": CLASSES, **further},
@@ -209,7 +211,7 @@ def compared(pair: Pair, threads: int) -> Record:
 
     with tempfile.TemporaryDirectory(prefix="sweep-") as name:
         folder = Path(name)
-        exported = onnx.export(captured, Options(), folder)
+        exported = onnx.export(captured, Settings(), folder)
         artifact.write_manifest(folder, {"target": onnx.name, "contract": contract.to_dict()})
         clock.lap("export")
         size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))

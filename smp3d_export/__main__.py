@@ -1,5 +1,5 @@
 """`python -m smp3d_export` is the console script."""
 
-from smp3d_export.cli import main
+from smp3d_export.cli.main import main
 
 main()

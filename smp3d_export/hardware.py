@@ -113,11 +113,6 @@ def gpus() -> list[dict[str, Any]]:
     return [_gpu(driver, number) for number in range(count.value)]
 
 
-def gpu_number(device: str) -> int:
-    """Which GPU `cuda` or `cuda:N` means; that of `cpu` is the first, for what runs nowhere else."""
-    return int(device.partition(":")[2] or 0)
-
-
 def _gpu(driver: ctypes.CDLL, number: int) -> dict[str, Any]:
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()

@@ -78,3 +78,8 @@ class Reporter:
         self.console.print(
             f"  [{colour}]{sign}[/] {stage.name:<11} {escape(stage.detail):<52} {seconds:6.1f} s", highlight=False
         )
+
+
+def megabytes(size: int) -> str:
+    """Bytes as megabytes, with a decimal for small files."""
+    return f"{size / 1e6:.0f} MB" if size >= 10e6 else f"{size / 1e6:.1f} MB"

@@ -9,7 +9,7 @@ import pytest
 from small import SMALL
 from typer.testing import CliRunner, Result
 
-from smp3d_export.cli import app
+from smp3d_export.cli.main import app
 
 
 @pytest.fixture

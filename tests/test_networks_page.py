@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from smp3d_export import parsing
 from smp3d_export.architectures import ARCHITECTURES, ArchitectureSpec
+from smp3d_export.cli import parsing
 from smp3d_export.encoders import ENCODERS, EncoderSpec
 from smp3d_export.encoders.spec import STAGES, product
 

@@ -12,9 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
-from smp3d_export.capture import Captured, capture
 from smp3d_export.contract import Shape
-from smp3d_export.graph import device_of, drop_unused, graph_module
 from smp3d_export.hardware import return_free_memory
 from smp3d_export.optimise.concat_conv import ConcatConv
 from smp3d_export.optimise.dilated_taps import LARGEST, DilatedTaps
@@ -24,7 +22,9 @@ from smp3d_export.optimise.parallel_conv import ParallelConv
 from smp3d_export.optimise.rewrite import Rewrite
 from smp3d_export.optimise.upsample_conv import UpsampleConv
 from smp3d_export.optimise.winograd import Winograd
-from smp3d_export.targets import Precision
+from smp3d_export.precision import Precision
+from smp3d_export.program.capture import Captured, capture
+from smp3d_export.program.graph import device_of, drop_unused, graph_module
 
 REWRITES: tuple[Rewrite, ...] = (FoldBatchNorm(), ParallelConv(), DilatedTaps(), ConcatConv(), UpsampleConv())
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.graph import add_constant, aten, constant
 from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
+from smp3d_export.program.graph import add_constant, aten, constant
 
 LARGEST = "largest"
 """Key in a node's `meta`: the sizes (N, C, H, W, D) of its value at the contract's maximum."""

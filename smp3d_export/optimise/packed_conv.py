@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.graph import add_constant, aten, constant, divides, size_of
 from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
+from smp3d_export.program.graph import add_constant, aten, constant, divides, size_of
 
 # Classes to blocks along H and W, the first that the map's sizes are multiples of. Head of 16 channels, 128x128x64, two
 # cores with AVX-512: one class from 77 to 32 ms in OpenVINO and from 45 to 38 in ONNX Runtime, three classes from 79 to

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.graph import add_constant, arguments_of, aten, constant, is_call
 from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, affine
 from smp3d_export.optimise.rewrite import replace as put
+from smp3d_export.program.graph import add_constant, arguments_of, aten, constant, is_call
 
 UNIT = (1, 1, 1)
 

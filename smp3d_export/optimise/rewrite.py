@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.graph import arguments_of, aten, constant, is_call
+from smp3d_export.program.graph import arguments_of, aten, constant, is_call
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.graph import add_constant, arguments_of, aten, constant, is_call
 from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
+from smp3d_export.program.graph import add_constant, arguments_of, aten, constant, is_call
 
 
 @dataclass(frozen=True)

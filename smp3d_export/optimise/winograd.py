@@ -36,8 +36,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from smp3d_export.graph import add_constant, aten, constant, divides, size_of
 from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
+from smp3d_export.program.graph import add_constant, aten, constant, divides, size_of
 
 TILE = 4
 FILTERS = (

@@ -1,65 +1,67 @@
-"""One verdict, several formats: what an export came to. Each format is a module with one function of a `Report`."""
+"""The result of a job in several formats: a table from the name of a format to its one function."""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol, TextIO
 
-from smp3d_export.errors import Smp3dExportError
-from smp3d_export.validators.parity import Parity
-from smp3d_export.validators.throughput import Throughput
-
-# With several targets, the first of these that applies is the exit code of the command.
-EXIT_ORDER = (1, 5, 4, 3, 6)
+from smp3d_export.errors import UsageError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What one target came to.
-
-    `parity` and `throughput` are None where the export did not come so far, or was asked not to. `error` is why it
-    failed; an artifact that is only too slow is kept all the same. `not_run` is why the artifact cannot run here: its
-    parity is then that of the graph it was made of.
-    """
-
-    target: str
-    precision: str
-    folder: Path | None
-    files: tuple[str, ...] = ()
-    parity: Parity | None = None
-    throughput: Throughput | None = None
-    not_run: str | None = None
-    error: Smp3dExportError | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "target": self.target,
-            "precision": self.precision,
-            "artifact": None if self.folder is None else str(self.folder),
-            "run": "not run" if self.not_run is not None or self.folder is None else "here",
-            "not_run": self.not_run,
-            "parity": self.parity.to_dict() if self.parity else "not run",
-            "throughput": self.throughput.to_dict() if self.throughput else "not run",
-            "error": None if self.error is None else str(self.error),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What an export came to: a verdict for each target, in the order they were asked for."""
-
-    network: str
-    verdicts: tuple[Verdict, ...]
+class Result(Protocol):
+    """What a job came to: the verdicts of an export or of `verify`, the timings of `bench`, or a failure."""
 
     @property
-    def exit_code(self) -> int:
-        codes = {verdict.error.exit_code for verdict in self.verdicts if verdict.error is not None}
-        return next((code for code in EXIT_ORDER if code in codes), max(codes, default=0))
+    def exit_code(self) -> int: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that came to nothing."""
+
+    error: str
+    exit_code: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "network": self.network,
-            "exit_code": self.exit_code,
-            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
-        }
+        return {"error": self.error, "exit_code": self.exit_code}
+
+
+FORMATS: Mapping[str, str] = MappingProxyType({"json": "smp3d_export.report.json:write"})
+"""What `--report` takes, and the function (result, file) that writes it."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A format, and the file that it is written to; None is stdout."""
+
+    format: str
+    file: Path | None
+
+    def write(self, result: Result) -> None:
+        """Write a result.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        module, _, function = FORMATS[self.format].partition(":")
+        write = getattr(importlib.import_module(module), function)
+        if self.file is None:
+            self._to(sys.stdout, write, result)
+            return
+        try:
+            with self.file.open("w", encoding="utf-8") as file:
+                self._to(file, write, result)
+        except OSError as error:
+            raise UsageError(f"the report {str(self.file)!r} cannot be written: {error.strerror}") from error
+
+    @staticmethod
+    def _to(file: TextIO, write: Any, result: Result) -> None:
+        write(result, file)
+        file.flush()

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from smp3d_export.report import Report, Verdict
 from smp3d_export.validators.parity import Parity
 from smp3d_export.validators.throughput import Ratio
+from smp3d_export.validators.verdict import Report, Verdict
 
 NOT_RUN = "not run"
 

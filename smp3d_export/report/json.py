@@ -1,13 +1,13 @@
-"""The report as JSON, for scripts."""
+"""A result as JSON, for scripts."""
 
 from __future__ import annotations
 
 import json
 from typing import TextIO
 
-from smp3d_export.report import Report
+from smp3d_export.report import Result
 
 
-def show(report: Report, file: TextIO) -> None:
-    json.dump(report.to_dict(), file, indent=2, ensure_ascii=False)
+def write(result: Result, file: TextIO) -> None:
+    json.dump(result.to_dict(), file, indent=2, ensure_ascii=False)
     file.write("\n")

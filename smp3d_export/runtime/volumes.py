@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from smp3d_export.arrays import Volume
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ShapeError, UsageError
-
-Volume = NDArray[np.float32]
 
 NIFTI = (".nii", ".nii.gz")
 

@@ -15,7 +15,7 @@ from smp3d_export.architectures import ARCHITECTURES, architecture_class
 from smp3d_export.architectures.base import SegmentationModel
 from smp3d_export.encoders import encoder_spec
 from smp3d_export.errors import ShapeError, UsageError
-from smp3d_export.network import randomise_normalisations
+from smp3d_export.sources.network import randomise_normalisations
 
 SMALLEST = "efficientnet-b0"
 # A total stride of 4, for what has to run.

@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 from families import FAMILIES, STRIDES
+from making import export, load, manifest
 
 from smp3d_export.architectures import ARCHITECTURES
-from smp3d_export.capture import capture
+from smp3d_export.arrays import volume
 from smp3d_export.contract import ShapeContract
-from smp3d_export.network import build
 from smp3d_export.optimise import optimise
-from smp3d_export.request import NetworkRequest
-from smp3d_export.runtime.onnx import Runner
-from smp3d_export.targets import Options, onnx
-from smp3d_export.validators.inputs import volume
+from smp3d_export.program.capture import capture
+from smp3d_export.sources.named import NamedNetwork, build
 from smp3d_export.validators.parity import Case, Reference, compare
 from smp3d_export.validators.tolerances import tolerance
 
@@ -60,7 +58,7 @@ def test_onnx_agrees_at_shapes_that_were_not_traced(
     name: str, family: str, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     arguments = {"in_channels": 1, "classes": 2, **arguments}
-    network = build(NetworkRequest(architecture=name, encoder=FAMILIES[family], arguments=arguments))
+    network = build(NamedNetwork(architecture=name, encoder=FAMILIES[family], arguments=arguments))
     least, multiple = network.model.least, network.model.multiple
     # From the least volume to one step more on each axis beside the one that is traced.
     middle = [size + step * k for step, size, k in zip((2, 1, 0), least, multiple, strict=True)]
@@ -71,9 +69,9 @@ def test_onnx_agrees_at_shapes_that_were_not_traced(
         max=(2, 1, *(size + 2 * k for size, k in zip(least, multiple, strict=True))),
     )
     captured = optimise(capture(network.model, contract)).captured
-    onnx.export(captured, Options(), tmp_path)
+    export("onnx", captured, tmp_path)
 
-    runner = Runner(tmp_path, {"contract": contract.to_dict()})
+    runner = load(tmp_path, manifest("onnx", contract))
     shapes = {shape for shape in contract.parity_shapes().values() if shape != contract.max}
     assert contract.example() not in shapes
     reference = Reference(network, [Case(str(shape), shape, partial(volume, shape, 0)) for shape in shapes])

@@ -27,8 +27,7 @@ from smp3d_export.encoders.published import load
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec
 from smp3d_export.encoders.weights import PublishedWeights, published_weights
 from smp3d_export.errors import CheckpointError, UsageError
-from smp3d_export.network import build
-from smp3d_export.request import NetworkRequest
+from smp3d_export.sources.named import NamedNetwork, build
 
 SHAPES = reference("encoder_state_dicts.json.gz")
 TINY = "mobileone_s1"
@@ -344,7 +343,7 @@ COMMAND = (
 
 def test_the_command_line_exports_published_weights(tiny: dict[str, Tensor], hub: Path, tmp_path: Path) -> None:
     stored(tiny, hub, published_weights(TINY)["imagenet"])
-    script = "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli import main; main()"
+    script = "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli.main import main; main()"
     subprocess.run(
         [sys.executable, "-P", "-c", script, *COMMAND, "--encoder-weights", "imagenet", "-o", str(tmp_path / "net")],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub)},
@@ -359,7 +358,7 @@ def test_the_command_line_exports_published_weights(tiny: dict[str, Tensor], hub
 
 def test_random_normalisations_leave_trained_ones(tiny: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(tiny, tmp_path / "tiny.pth")
-    request = NetworkRequest(
+    request = NamedNetwork(
         architecture="Unet", encoder=TINY, arguments={"encoder_weights": str(tmp_path / "tiny.pth"), "in_channels": 3}
     )
     network = build(request)

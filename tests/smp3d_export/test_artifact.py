@@ -6,15 +6,18 @@ import json
 import os
 from pathlib import Path
 
+import making
 import pytest
 
-from smp3d_export.artifact import read_manifest, remove_stale, staged, write_manifest
+from smp3d_export.artifact.folder import remove_stale, staged
+from smp3d_export.artifact.manifest import read, write
+from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import UsageError
 
 
 def fill(folder: Path, text: str = "new") -> None:
     (folder / "model.bin").write_text(text)
-    write_manifest(folder, {"target": "t"})
+    write(folder, making.manifest("t", ShapeContract.of((1, 1, 8, 8, 8), multiple=(8, 8, 8))))
 
 
 def test_it_appears_whole(tmp_path: Path) -> None:
@@ -103,10 +106,10 @@ def test_remains_of_killed_exports_are_removed_and_those_of_running_ones_are_not
 
 def test_manifests_of_others_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no manifest"):
-        read_manifest(tmp_path)
+        read(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UsageError, match="not valid JSON"):
-        read_manifest(tmp_path)
+        read(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "smp3d-export/99"}))
-    with pytest.raises(UsageError, match="not of the format"):
-        read_manifest(tmp_path)
+    with pytest.raises(UsageError, match="does not have the format"):
+        read(tmp_path)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from smp3d_export.bench import default_shapes
 from smp3d_export.contract import ShapeContract
+from smp3d_export.validators.bench import default_shapes
 
 
 def test_against_eager_at_a_shape_of_ones_own(cli, exported: Path) -> None:

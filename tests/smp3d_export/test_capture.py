@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from making import export, load, manifest
 from torch import Tensor, nn
 
-from smp3d_export import artifact, runtime
-from smp3d_export.capture import capture
+from smp3d_export.arrays import volume
 from smp3d_export.contract import ShapeContract
-from smp3d_export.targets import Options, onnx
-from smp3d_export.validators.inputs import volume
+from smp3d_export.program.capture import capture
 
 MULTIPLE, LEAST = 2, 8
 
@@ -37,9 +36,8 @@ def test_no_size_is_baked_in_wherever_the_range_ends(multiple: int, largest: int
         max=(2, 1, largest, largest, largest),
     )
     model = Pooled().eval()
-    onnx.export(capture(model, contract), Options(), tmp_path)
-    artifact.write_manifest(tmp_path, {"target": onnx.name, "contract": contract.to_dict()})
-    run = runtime.load(tmp_path)
+    export("onnx", capture(model, contract), tmp_path)
+    run = load(tmp_path, manifest("onnx", contract))
     for shape in (contract.min, contract.max, (1, 1, LEAST, largest, LEAST + MULTIPLE)):
         image = volume(shape, seed=0)
         np.testing.assert_allclose(run(image)["masks"], model(torch.from_numpy(image)).numpy(), atol=1e-5)

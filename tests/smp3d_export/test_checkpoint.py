@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import smp3d_export as smp
-from smp3d_export.checkpoint import load_checkpoint
 from smp3d_export.errors import CheckpointError
+from smp3d_export.sources.checkpoint import load_checkpoint
 
 ARGUMENTS = {
     "in_channels": 2,

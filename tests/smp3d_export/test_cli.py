@@ -122,7 +122,7 @@ def test_help_shows_the_main_job_and_the_others(cli) -> None:
 )
 def test_small_jobs_do_not_import_torch(arguments) -> None:
     code = (
-        "import sys; sys.argv = ['smp3d-export', *sys.argv[1:]]; from smp3d_export.cli import main\n"
+        "import sys; sys.argv = ['smp3d-export', *sys.argv[1:]]; from smp3d_export.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'onnx' not in sys.modules, 'imported'"
@@ -186,7 +186,7 @@ def test_doctor_has_a_reason_for_what_is_not_ready(cli) -> None:
 def test_version_and_completion(cli) -> None:
     assert cli("--version").stdout.startswith("smp3d-export 0.")
     words = {"COMP_WORDS": "smp3d-export unet resnet1", "COMP_CWORD": "2"}
-    script = "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli import main; main()"
+    script = "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-P", "-c", script],
         env={**os.environ, "_SMP3D_EXPORT_COMPLETE": "complete_bash", **words},

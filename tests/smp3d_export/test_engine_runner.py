@@ -16,15 +16,17 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import making
 import numpy as np
 import pytest
 
+from smp3d_export import backends
 from smp3d_export.contract import Shape, ShapeContract
 from smp3d_export.errors import ShapeError, Smp3dExportError, TargetUnavailableError, UsageError
-from smp3d_export.runtime.tensorrt import MODULES, Runner
 
 api = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
 CONTRACT = ShapeContract.of((1, 1, 8, 8, 8), multiple=(4, 4, 4))
+ENGINES = [row.name for row in backends.ROWS if row.gpu]
 SMALL, LARGE = (1, 1, 4, 4, 4), (2, 1, 16, 8, 4)
 # What the device takes, by its own clock.
 ENQUEUED, REPLAYED = 3.0, 1.0
@@ -207,13 +209,13 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 @pytest.fixture
-def load(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runner]:
+def load(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     (tmp_path / "model.engine").write_bytes(b"engine")
 
-    def loaded(target: str = "trt", on: str = "cpu", **changed: Any) -> Runner:
+    def loaded(target: str = "trt", on: str = "cpu", **changed: Any) -> Any:
         engine = Engine(device)
         vars(engine).update(changed)
-        module = ModuleType(MODULES[target])
+        module = ModuleType(backends.find(target).library)
         module.__spec__ = ModuleSpec(module.__name__, None)
         module.__dict__.update(__version__="11", ILogger=Logger)
         if target == "trt-rtx":
@@ -226,14 +228,8 @@ def load(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
         module.__dict__["Runtime"] = runtime
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        facts = {
-            "target": target,
-            "contract": CONTRACT.to_dict(),
-            "outputs": [{"name": "masks"}],
-            "versions": {"tensorrt": "10"},
-            "engine": {"gpus": ["8.6"]},
-        }
-        return Runner(tmp_path, facts, device=on)
+        facts = {"engine": {"gpus": ["8.6"]}}
+        return making.load(tmp_path, making.manifest(target, CONTRACT, versions={"tensorrt": "10"}, facts=facts), on)
 
     return loaded
 
@@ -242,7 +238,7 @@ def image_of(shape: Shape) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-@pytest.mark.parametrize("target", MODULES)
+@pytest.mark.parametrize("target", ENGINES)
 def test_runs_of_several_shapes_share_buffers_that_grow(device: Device, load, target: str) -> None:
     run = load(target)
     for shape in (SMALL, LARGE, SMALL, CONTRACT.opt):

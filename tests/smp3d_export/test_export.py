@@ -19,13 +19,14 @@ import torch
 from small import SMALL
 
 import smp3d_export as smp
-from smp3d_export import artifact, hardware, runtime
+from smp3d_export import hardware, runtime
+from smp3d_export.arrays import volume
+from smp3d_export.artifact import folder as artifact
+from smp3d_export.backends.onnx import exporter as onnx_target
+from smp3d_export.backends.onnx import runner as onnx_runner
 from smp3d_export.errors import ExportError, ShapeError
-from smp3d_export.network import build, randomise_normalisations
-from smp3d_export.request import NetworkRequest
-from smp3d_export.runtime import onnx as onnx_runner
-from smp3d_export.targets import onnx as onnx_target
-from smp3d_export.validators.inputs import volume
+from smp3d_export.sources.named import NamedNetwork, build
+from smp3d_export.sources.network import randomise_normalisations
 
 
 def manifest_of(folder: Path):
@@ -75,7 +76,7 @@ def test_the_file_describes_itself(exported: Path) -> None:
 def test_it_runs_in_plain_onnxruntime_at_a_shape_of_its_own(exported: Path) -> None:
     """The eager network built anew from what the manifest says, its weights by the seed that it says."""
     arguments = manifest_of(exported)["model"]["arguments"]
-    network = build(NetworkRequest(architecture="Unet", encoder="resnet18", arguments=arguments, seed=0))
+    network = build(NamedNetwork(architecture="Unet", encoder="resnet18", arguments=arguments, seed=0))
     assert network.sha256 == manifest_of(exported)["model"]["weights"]["sha256"]
     image = volume((2, 1, 16, 40, 32), seed=5)
     session = onnxruntime.InferenceSession(exported / "model.onnx", providers=["CPUExecutionProvider"])
@@ -145,14 +146,14 @@ def test_the_fastest_form_is_kept_for_each_target(cli, monkeypatch: pytest.Monke
 
 
 def test_a_form_that_cannot_be_exported_is_left_out(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    export = onnx_target.export
+    export = onnx_target.Exporter.export
 
-    def failing(captured: Any, options: Any, folder: Path) -> Any:
-        if captured.rewrites:
+    def failing(self: Any, variant: Any, settings: Any, folder: Path) -> Any:
+        if variant.rewrites:
             raise ExportError("an operator is missing")
-        return export(captured, options, folder)
+        return export(self, variant, settings, folder)
 
-    monkeypatch.setattr(onnx_target, "export", failing)
+    monkeypatch.setattr(onnx_target.Exporter, "export", failing)
     result = cli(*SMALL, "--optimise", "auto", "--no-bench", "-o", "net")
     assert result.exit_code == 0, result.output
     found = manifest_of(Path("net"))["optimise"]
@@ -222,10 +223,10 @@ def test_cores_that_were_not_used_are_said(cli, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_wrong_artifact_fails_and_goes_beside(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sabotage: one weight of the exported file is changed behind the exporter's back."""
-    export = onnx_target.export
+    export = onnx_target.Exporter.export
 
-    def sabotage(captured, options, folder):
-        exported = export(captured, options, folder)
+    def sabotage(self, variant, settings, folder):
+        exported = export(self, variant, settings, folder)
         model = onnx.load(folder / "model.onnx")
         weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
         values = onnx.numpy_helper.to_array(weight).copy()
@@ -234,7 +235,7 @@ def test_a_wrong_artifact_fails_and_goes_beside(cli, monkeypatch: pytest.MonkeyP
         onnx.save(model, folder / "model.onnx")
         return exported
 
-    monkeypatch.setattr(onnx_target, "export", sabotage)
+    monkeypatch.setattr(onnx_target.Exporter, "export", sabotage)
     result = cli(*SMALL, "-o", "net")
     assert result.exit_code == 5
     assert "differs from eager by" in result.output
@@ -254,10 +255,10 @@ def test_a_failing_exporter_is_reported_and_leaves_nothing(cli, monkeypatch: pyt
 
 
 def test_a_bug_of_ours_is_one_line_and_exit_code_1(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smp3d_export.pipeline.capture", lambda *args: 1 / 0)
+    monkeypatch.setattr("smp3d_export.sources.network.capture", lambda *args: 1 / 0)
     result = cli(*SMALL, "-o", "net")
     assert result.exit_code == 1
-    assert "a bug of smp3d-export" in result.output
+    assert "a bug in smp3d-export" in result.output
     assert "Traceback" not in result.output
     assert "Traceback" in cli(*SMALL, "-o", "net", "--debug").output
     assert not list(Path().iterdir())

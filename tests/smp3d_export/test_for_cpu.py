@@ -9,13 +9,13 @@ from tiny import Tiny, check, conv, must_not_fire
 from torch import Tensor, nn
 
 import smp3d_export as smp
-from smp3d_export.capture import capture
 from smp3d_export.contract import ShapeContract
-from smp3d_export.network import randomise_normalisations
 from smp3d_export.optimise import for_cpu, optimise
 from smp3d_export.optimise.packed_conv import PackedConv
 from smp3d_export.optimise.winograd import Winograd
-from smp3d_export.targets import Precision
+from smp3d_export.precision import Precision
+from smp3d_export.program.capture import capture
+from smp3d_export.sources.network import randomise_normalisations
 
 # Sizes along H and W that are multiples of four, and of two.
 FOURS = ShapeContract.of((1, 32, 8, 12, 3), multiple=(4, 4, 1))

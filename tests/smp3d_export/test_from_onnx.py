@@ -15,7 +15,7 @@ pytest.importorskip("openvino")
 
 def test_openvino_is_made_and_proved_without_torch(exported: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli import main\n"
+        "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert 'torch' not in sys.modules"

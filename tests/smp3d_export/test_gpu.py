@@ -10,8 +10,9 @@ import pytest
 import torch
 from small import SMALL
 
-from smp3d_export.hardware import gpu_number
-from smp3d_export.runtime.onnx import CUDA, onnxruntime, seconds_on, session
+from smp3d_export.backends.onnx.runner import onnxruntime, seconds_on
+from smp3d_export.device import gpu_number
+from smp3d_export.onnxgraph.session import CUDA, session
 
 needs_gpu = [
     pytest.mark.gpu,
@@ -42,7 +43,7 @@ def test_without_a_gpu_the_device_is_refused(cli) -> None:
         pytest.skip("there is a GPU")
     result = cli(*SMALL, "--device", "cuda:1", "--to", "onnx", "-o", "net")
     assert result.exit_code == 3
-    assert "--device is cuda:1, but PyTorch sees no GPU here: give --device cpu" in " ".join(result.stderr.split())
+    assert "--device is cuda:1, but PyTorch sees no GPU here: use --device cpu" in " ".join(result.stderr.split())
     assert not Path("net").exists()
 
 

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import making
 import numpy as np
 import onnx
 import openvino
@@ -18,16 +20,17 @@ from onnx import numpy_helper
 from small import SMALL
 from typer.testing import CliRunner
 
-from smp3d_export import runtime
-from smp3d_export.calibration import Calibration
-from smp3d_export.cli import app
+from smp3d_export import backends, runtime
+from smp3d_export.arrays import volume
+from smp3d_export.backends.openvino import exporter as openvino_target
+from smp3d_export.cli.main import app
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import UsageError
-from smp3d_export.request import NetworkRequest, Request
-from smp3d_export.targets import Precision
-from smp3d_export.targets import openvino as openvino_target
-from smp3d_export.validate import reference_for
-from smp3d_export.validators.inputs import volume
+from smp3d_export.precision import Precision
+from smp3d_export.runtime.calibration import Calibration
+from smp3d_export.sources.named import NamedNetwork
+from smp3d_export.sources.request import Program, Request
+from smp3d_export.validators.cases import reference_for
 
 pytest.importorskip("nncf")
 
@@ -111,11 +114,12 @@ def test_what_is_compared_is_of_the_volumes_at_places_of_its_own(scans: Path) ->
     contract = ShapeContract.of((2, 1, 32, 24, 16), multiple=(8, 8, 8), least=(8, 8, 8))
     calibration = Calibration(scans)
     request = Request(
-        network=NetworkRequest(architecture="Unet", encoder="resnet18"),
+        source=NamedNetwork(architecture="Unet", encoder="resnet18"),
         precision=Precision.INT8,
         calibration=calibration,
     )
-    reference = reference_for(dict, contract, {}, request, activations=0, label_threshold=0.0)
+    opened: Any = SimpleNamespace(contract=contract, label_threshold=0.0)
+    reference = reference_for(opened, Program(making.manifest("onnx", contract), {}, 0), {}, request)
     images = {case.name: case.make() for case in reference.cases}
     assert {name: image.shape for name, image in images.items()} == contract.parity_shapes()
     scan = np.load(scans / "scan7.npy")
@@ -188,7 +192,7 @@ def test_an_onnx_file_in_int8_needs_no_volumes_again(artifact: Make, cli) -> Non
 def test_from_an_onnx_file_without_torch(exported: Path, scans: Path, tmp_path: Path) -> None:
     """NNCF would import torch, and report its use, where it can."""
     code = (
-        "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli import main\n"
+        "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert 'torch' not in sys.modules\n"
@@ -205,7 +209,7 @@ def test_from_an_onnx_file_without_torch(exported: Path, scans: Path, tmp_path: 
 
 def test_without_nncf_there_is_a_way_out(cli, scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_target, "find_spec", lambda name: None if name == "nncf" else find_spec(name))
-    assert openvino_target.support(Precision.FP32, "cpu").ready
+    assert backends.find("openvino").support(Precision.FP32).ready
     result = cli(*SMALL, "--to", "openvino", "--precision", "int8", "--calibration", scans)
     assert result.exit_code == 3
     assert "pip install 'smp3d-export[openvino]'" in " ".join(result.stderr.split())

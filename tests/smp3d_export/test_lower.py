@@ -12,14 +12,15 @@ import torch
 from small import SMALL
 from torch import Tensor, nn
 
-from smp3d_export.capture import Captured, capture
+from smp3d_export.backends.variant import Variant
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import UsageError
-from smp3d_export.graph import graph_module, operator
-from smp3d_export.lower import lowered
-from smp3d_export.runtime.stand_in import StandIn
-from smp3d_export.targets import Options, Precision
-from smp3d_export.targets import onnx as onnx_target
+from smp3d_export.onnxgraph.emulation import Emulation
+from smp3d_export.precision import Precision
+from smp3d_export.program.capture import Captured, capture
+from smp3d_export.program.graph import graph_module, operator
+from smp3d_export.program.lowering import lowered
+from smp3d_export.settings import Settings
 
 CONTRACT = ShapeContract.of((1, 1, 8, 8, 8), multiple=(1, 1, 1), least=(4, 4, 4))
 
@@ -58,7 +59,7 @@ class Block(nn.Module):
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
 def test_inputs_outputs_softmax_and_norms_stay_in_fp32(precision: Precision) -> None:
     low = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}[precision]
-    result = lowered(captured(Block), Options(precision=precision))
+    result = lowered(captured(Block), precision)
     found = types(result)
     assert {found[name] for name in ("group_norm", "softmax", "unflatten")} == {torch.float32}
     assert {found[name] for name in ("conv3d", "relu", "flatten", "cat", "add")} == {low}
@@ -77,7 +78,7 @@ def captured_output(image: Tensor) -> Tensor:
 def test_fp32_and_int8_take_the_program_as_it_is() -> None:
     program = captured(Block)
     for precision in (Precision.FP32, Precision.TF32, Precision.INT8):
-        assert lowered(program, Options(precision=precision)) is program
+        assert lowered(program, precision) is program
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_fp32_and_int8_take_the_program_as_it_is() -> None:
 )
 def test_patterns_keep_layers_and_operators(pattern: str, full: set[str]) -> None:
     program = captured(Block)
-    kept = lowered(program, Options(precision=Precision.BF16, keep_fp32=(pattern,))).kept
+    kept = lowered(program, Precision.BF16, (pattern,)).kept
     assert full <= {name for name, reason in kept.items() if reason == f"--keep-fp32 {pattern}"}
 
 
@@ -94,7 +95,7 @@ def test_a_pattern_that_fits_nothing_is_refused() -> None:
     with pytest.raises(
         UsageError, match=r"'heads' fits no layer and no operator. Layers are stem, norm, head; operators add"
     ):
-        lowered(captured(Block), Options(precision=Precision.BF16, keep_fp32=("heads",)))
+        lowered(captured(Block), Precision.BF16, ("heads",))
 
 
 class Loud(nn.Module):
@@ -113,18 +114,17 @@ class Loud(nn.Module):
 
 def test_what_overflows_half_precision_stays_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 1, 4, 4, 4)
-    options = Options(precision=Precision.FP16)
     expected = graph_module(captured(Loud))(torch.from_numpy(image)).numpy()
 
     def output() -> np.ndarray:
-        model = onnx_target.graph(captured(Loud), options)
-        return next(iter(StandIn(model)(image).values()))
+        model = Variant("on", captured(Loud)).graph(Settings(precision=Precision.FP16))
+        return next(iter(Emulation(model)(image).values()))
 
     assert np.abs(output() - expected).max() < 1e-3
-    kept = lowered(captured(Loud), options).kept
+    kept = lowered(captured(Loud), Precision.FP16).kept
     assert set(kept) == {"up conv3d", "down conv3d"}
     assert "too near to 65504" in kept["up conv3d"]
-    monkeypatch.setattr("smp3d_export.lower.LIMIT", float("inf"))
+    monkeypatch.setattr("smp3d_export.program.lowering.LIMIT", float("inf"))
     assert not np.isfinite(output()).all(), "and the rounding graph shows what a GPU would do"
 
 
@@ -141,7 +141,7 @@ class Attention(nn.Module):
 
 
 def test_attention_keeps_its_softmax_in_fp32() -> None:
-    result = lowered(captured(Attention), Options(precision=Precision.BF16))
+    result = lowered(captured(Attention), Precision.BF16)
     found = types(result)
     assert (found["softmax"], found["matmul"]) == (torch.float32, torch.bfloat16)
     assert "scaled_dot_product_attention" not in found
@@ -181,7 +181,7 @@ def test_bfloat16_by_the_command_line_is_not_run_on_a_processor(cli) -> None:
     ("arguments", "says"),
     [
         (["--precision", "fp8"], "there is no precision 'fp8'"),
-        (["--precision", "int8"], "give a folder of some by --calibration"),
+        (["--precision", "int8"], "give a folder of them with --calibration"),
         (["--precision", "int8", "--calibration", "none"], "'none', which is no folder"),
         (["--precision", "bf16", "--calibration", "."], "--calibration is for --precision int8, not for bf16"),
         (["--keep-fp32", "softmax"], "--keep-fp32 is for --precision fp16 or bf16"),

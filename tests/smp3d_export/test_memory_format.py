@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Interpreter
 
-from smp3d_export import inductor, targets
-from smp3d_export.capture import Captured, capture
+from smp3d_export import backends as targets
+from smp3d_export.backends import inductor
+from smp3d_export.backends.compile.runner import Compiled
 from smp3d_export.contract import ShapeContract
-from smp3d_export.graph import aten
-from smp3d_export.memory_format import channels_last
 from smp3d_export.optimise import for_cpu
-from smp3d_export.runtime.compile import Compiled
-from smp3d_export.targets import Options, Precision
+from smp3d_export.precision import Precision
+from smp3d_export.program.capture import Captured, capture
+from smp3d_export.program.graph import aten
+from smp3d_export.program.memory_format import channels_last
+from smp3d_export.settings import Settings
 
 
 class Stages(nn.Module):
@@ -95,7 +97,7 @@ def test_the_compiler_knows_the_layout_of_a_single_volume(tmp_path: Path) -> Non
     torch.manual_seed(0)
     model = Stages(dilation=1)
     captured = rewritten(model)
-    program, _ = inductor.program(captured, Options())
+    program, _ = inductor.program(captured, Settings())
     x = torch.randn(captured.contract.opt)
     with inductor.caching_in(tmp_path), torch.no_grad():
         (found,) = Compiled(program, captured.contract)(x)

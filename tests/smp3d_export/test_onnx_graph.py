@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from smp3d_export import onnx_graph
+from smp3d_export.onnxgraph import graph as onnx_graph
 
 
 @given(st.lists(st.integers(0, 300), max_size=4), st.text(max_size=5))

@@ -14,13 +14,14 @@ import pytest
 from small import SMALL
 from typer.testing import CliRunner
 
-from smp3d_export import onnx_graph, runtime
-from smp3d_export.cli import app
+from smp3d_export import backends, runtime
+from smp3d_export.arrays import volume
+from smp3d_export.backends.openvino import exporter as target
+from smp3d_export.backends.openvino import runner as runner_module
+from smp3d_export.cli.main import app
 from smp3d_export.errors import TargetUnavailableError
-from smp3d_export.runtime import openvino as runner_module
-from smp3d_export.targets import Precision
-from smp3d_export.targets import openvino as target
-from smp3d_export.validators.inputs import volume
+from smp3d_export.onnxgraph import graph as onnx_graph
+from smp3d_export.precision import Precision
 
 CAN = runner_module.capabilities()
 needs_bf16 = pytest.mark.skipif("BF16" not in CAN, reason="the processor has no bfloat16 instructions")
@@ -179,7 +180,7 @@ def test_a_graph_over_the_limit_of_a_message_is_read_by_way_of_files(
 
 def test_every_precision_is_there_or_has_a_reason() -> None:
     for precision in Precision:
-        support = target.support(precision, "cpu")
+        support = backends.find("openvino").support(precision)
         assert support.ready or support.reason
 
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import smp3d_export as smp
-from smp3d_export.capture import capture
 from smp3d_export.contract import ShapeContract
-from smp3d_export.network import randomise_normalisations
 from smp3d_export.optimise import (
     FOR_CPU,
     FOR_CPU_IN_FP32,
@@ -28,6 +26,8 @@ from smp3d_export.optimise.dilated_taps import DilatedTaps
 from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
 from smp3d_export.optimise.parallel_conv import ParallelConv
 from smp3d_export.optimise.upsample_conv import UpsampleConv
+from smp3d_export.program.capture import capture
+from smp3d_export.sources.network import randomise_normalisations
 
 
 def up(x: Tensor, scale, mode: str = "nearest") -> Tensor:

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smp3d_export import parsing
+from smp3d_export.cli import parsing
 from smp3d_export.errors import UsageError
-from smp3d_export.request import NetworkRequest, Request
+from smp3d_export.sources.named import NamedNetwork
+from smp3d_export.sources.request import Request
 
 sizes = st.lists(st.integers(1, 10**6), min_size=5, max_size=5)
 
@@ -102,5 +103,5 @@ def test_a_normalisation_has_a_mean_and_a_deviation(text: str) -> None:
     ],
 )
 def test_the_device_is_the_gpu_where_that_alone_runs_the_targets(device: str, targets, cuda: bool, placed: str) -> None:
-    network = NetworkRequest(architecture="unet", encoder="resnet18")
-    assert Request(network=network, targets=targets, device=device).placed(cuda).device == placed
+    network = NamedNetwork(architecture="unet", encoder="resnet18")
+    assert Request(source=network, targets=targets, device=device).placed(cuda).device == placed

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from smp3d_export.runtime.stand_in import StandIn
-from smp3d_export.targets.planes import by_planes
+from smp3d_export.onnxgraph.emulation import Emulation
+from smp3d_export.onnxgraph.planes import by_planes
 
 
 def graph(kernel: tuple[int, ...] = (3, 3, 3), channels: int = 2, bias: bool = True, **options) -> onnx.ModelProto:
@@ -34,7 +34,7 @@ def graph(kernel: tuple[int, ...] = (3, 3, 3), channels: int = 2, bias: bool = T
 
 
 def run(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
-    (masks,) = StandIn(model, 1)(image).values()
+    (masks,) = Emulation(model, 1)(image).values()
     return masks
 
 

@@ -16,9 +16,9 @@ import smp3d_export as smp
 from smp3d_export.architectures import ARCHITECTURES
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import CheckpointError, ShapeError, UsageError
-from smp3d_export.network import build
-from smp3d_export.pipeline import contract_for
-from smp3d_export.request import Request, SavedModel
+from smp3d_export.sources.network import contract_for
+from smp3d_export.sources.request import Request
+from smp3d_export.sources.saved import SavedModel
 
 ENCODER = {"encoder_name": "mobileone_s1", "encoder_weights": None, "in_channels": 2, "classes": 3}
 FLAT = ((2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 1, 1), (1, 1, 1))
@@ -279,9 +279,9 @@ class TestHub:
         assert f"Download {address}/config.json and {address}/model.safetensors into a folder, and" in str(error.value)
 
     def test_a_repository_is_a_source_of_an_export(self, cached: str) -> None:
-        network = build(SavedModel(source="clinic/best", revision="main"))
+        network = SavedModel(source="clinic/best", revision="main").build()
         assert (network.name, network.weights) == ("unetplusplus/mobileone_s1", "clinic/best@main")
-        assert Request(network=SavedModel(source="clinic/best")).folder == Path("best-export")
+        assert Request(source=SavedModel(source="clinic/best")).folder == Path("best-export")
 
 
 def test_a_model_that_the_2d_library_saved_is_inflated(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_exported_from_its_folder_with_its_contract(cli, saved: Path) -> None:
 )
 def test_options_win_over_the_contract(saved: Path, asked: dict[str, Any], expected: list[Any]) -> None:
     source = SavedModel(source=str(saved))
-    contract = contract_for(build(source), Request(network=source, **asked))
+    contract = contract_for(source.build(), Request(source=source, **asked))
     assert [(axis.min, axis.opt, axis.max) for axis in contract.axes] == expected
 
 
@@ -337,7 +337,7 @@ def test_multiples_are_saved_with_the_contract(tmp_path: Path) -> None:
     contract = ShapeContract.of((1, 2, 8, 8, 8), multiple=model.multiple, coarse=(4, 4, 8))
     model.save_pretrained(tmp_path / "best", contract)
     source = SavedModel(source=str(tmp_path / "best"))
-    assert contract_for(build(source), Request(network=source)) == contract
+    assert contract_for(source.build(), Request(source=source)) == contract
 
 
 @pytest.mark.parametrize(

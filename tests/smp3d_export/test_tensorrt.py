@@ -12,16 +12,23 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from making import export
 from small import SMALL
 
-from smp3d_export import delivery, hardware, onnx_file, onnx_graph
-from smp3d_export.calibration import Calibration
+from smp3d_export import backends, hardware
+from smp3d_export.arrays import volume
+from smp3d_export.backends.tensorrt import exporter as tensorrt
+from smp3d_export.backends.variant import Variant
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ExportError
-from smp3d_export.runtime.onnx import outputs_of, session
-from smp3d_export.runtime.stand_in import rounding
-from smp3d_export.targets import Options, Precision, tensorrt
-from smp3d_export.validators.inputs import volume
+from smp3d_export.onnxgraph import emulation
+from smp3d_export.onnxgraph import file as onnx_file
+from smp3d_export.onnxgraph import graph as onnx_graph
+from smp3d_export.onnxgraph.emulation import rounding
+from smp3d_export.onnxgraph.session import outputs_of, session
+from smp3d_export.precision import Precision
+from smp3d_export.runtime.calibration import Calibration
+from smp3d_export.settings import Settings
 
 trt_rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 GPUS = hardware.gpus()
@@ -45,7 +52,7 @@ def flat(text: str) -> str:
 def test_an_engine_is_built_read_back_and_not_run(cli, precision: str) -> None:
     result = cli(*SMALL, "--to", "trt-rtx", "--precision", precision, "--aux-params", "classes=2", "-o", "net")
     assert result.exit_code == 0, result.output
-    assert "trt-rtx: not run, for this machine has no NVIDIA GPU" in flat(result.output)
+    assert "trt-rtx: not run: this machine has no NVIDIA GPU" in flat(result.output)
     assert sorted(path.name for path in Path("net").iterdir()) == ["golden.npz", "manifest.json", "model.engine"]
     manifest = manifest_of("net")
     assert manifest["run"].startswith("not run: this machine has no NVIDIA GPU")
@@ -69,7 +76,7 @@ def test_an_engine_is_built_read_back_and_not_run(cli, precision: str) -> None:
 
 def test_engines_for_chosen_gpus_from_an_onnx_file_without_torch(exported: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli import main\n"
+        "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert 'torch' not in sys.modules"
@@ -92,7 +99,7 @@ def test_of_two_forms_the_first_is_built_where_none_can_be_timed(cli) -> None:
     [
         (["--gpu", "9.0"], 2, "--gpu is 9.0, a compute capability that tensorrt_rtx does not build for: it"),
         (["--gpu", "7.5"], 4, "no kernel for encoder.conv1 (Conv)"),
-        (["--precision", "tf32"], 3, "trt-rtx has no tf32: give --precision fp32, fp16, bf16"),
+        (["--precision", "tf32"], 3, "trt-rtx does not have tf32: use --precision fp32, fp16, bf16"),
         (
             ["--max", "1,1,1024,1024,2048"],
             4,
@@ -123,7 +130,7 @@ def test_tensorrt_builds_for_its_own_gpu_alone(cli) -> None:
     assert "--gpu is for trt-rtx: trt builds for the GPU of the machine" in result.stderr
 
 
-@pytest.mark.parametrize("precision", tensorrt.TRT.precisions)
+@pytest.mark.parametrize("precision", backends.find("trt").precisions)
 def test_every_precision_of_tensorrt_is_in_the_network_that_its_builder_gets(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
@@ -137,13 +144,16 @@ def test_every_precision_of_tensorrt_is_in_the_network_that_its_builder_gets(
 
     monkeypatch.setattr(hardware, "gpus", lambda: [{"name": "GPU", "compute_capability": "8.6", "memory": 2**34}])
     monkeypatch.setattr(trt_rtx.Builder, "build_serialized_network", watched)
-    target = replace(tensorrt.TRT, module="tensorrt_rtx", without=tensorrt.TRT_RTX.without)
+    row = replace(backends.find("trt"), library="tensorrt_rtx")
+    monkeypatch.setattr(tensorrt, "WITHOUT", {("trt", Precision.BF16): frozenset({"ConvTranspose"})})
     graph_precision = precision if precision in (Precision.FP16, Precision.BF16) else Precision.FP32
     file = onnx_file.read(exported / "model.onnx")
-    file = replace(file, precision=graph_precision, model=lowered(file.model, graph_precision))
+    described = replace(file.manifest, precision=graph_precision)
+    file = replace(file, manifest=described, model=lowered(file.model, graph_precision))
     np.save(tmp_path / "scan.npy", volume((1, 1, 32, 24, 16), 0)[0, 0])
     calibration = Calibration(tmp_path, count=2) if precision is Precision.INT8 else None
-    made = target.export(file, Options(precision=precision, calibration=calibration), tmp_path)
+    settings = Settings(precision=precision, calibration=calibration)
+    made = row.exporter().export(Variant("file", file), settings, tmp_path)
     assert asked == [precision is Precision.TF32]
     assert tensorrt.COMPUTED[precision][1] in made.facts["engine"]["types"]
     assert made.facts["engine"]["gpus"] == ["GPU (8.6)"]
@@ -204,14 +214,14 @@ def test_an_operator_that_the_parser_does_not_know_is_named(exported: Path, tmp_
     file = onnx_file.read(exported / "model.onnx")
     next(node for node in file.model.graph.node if node.op_type == "Relu").op_type = "Det"
     with pytest.raises(ExportError, match="parser has no form for Det"):
-        tensorrt.TRT_RTX.export(file, Options(), tmp_path)
+        export("trt-rtx", file, tmp_path)
 
 
 def test_a_large_graph_goes_by_way_of_files(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = onnx_file.read(exported / "model.onnx")
-    whole = tensorrt.TRT_RTX.export(file, Options(), tmp_path).facts
+    whole = export("trt-rtx", file, tmp_path).facts
     monkeypatch.setattr(onnx_graph, "MESSAGE_LIMIT", 1000)
-    assert tensorrt.TRT_RTX.export(file, Options(), tmp_path).facts == whole
+    assert export("trt-rtx", file, tmp_path).facts == whole
 
 
 def test_operators_in_fp32_between_casts_compute_the_same(cli) -> None:
@@ -241,7 +251,7 @@ def test_an_engine_is_run_compared_and_timed_on_a_gpu(cli, target: str) -> None:
 
 @without_gpu
 def test_a_graph_that_the_target_onnx_has_compared_is_not_compared_again(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "StandIn", None)
+    monkeypatch.setattr(emulation, "Emulation", None)
     result = cli(*SMALL, "--to", "onnx,trt-rtx", "--no-bench", "-o", "net")
     assert result.exit_code == 0, result.output
     first, second = (manifest_of(f"net/{target}")["parity"] for target in ("onnx", "trt-rtx"))

@@ -8,24 +8,29 @@ import platform
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from making import export, load
 from small import SMALL
 from torch._inductor.sizevars import SizeVarAllocator
 from typer.testing import CliRunner
 
 import smp3d_export as smp
-from smp3d_export import inductor, runtime, targets
-from smp3d_export.capture import capture
-from smp3d_export.cli import app
+from smp3d_export import backends as targets
+from smp3d_export import runtime
+from smp3d_export.artifact import manifest as manifests
+from smp3d_export.backends import inductor
+from smp3d_export.backends.compile import exporter as compile
+from smp3d_export.cli.main import app
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ShapeError, TargetUnavailableError, UsageError
-from smp3d_export.runtime.aoti import Runner
-from smp3d_export.runtime.compile import Runner as CompileRunner
-from smp3d_export.targets import Options, Precision, compile, torchscript
+from smp3d_export.precision import Precision
+from smp3d_export.program.capture import capture
+from smp3d_export.settings import Settings
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -56,7 +61,7 @@ def test_torchscript_makes_what_it_needs_where_its_image_is(tmp_path: Path) -> N
     """The bins of a pyramid, which would else be on the device that the network was captured on."""
     model = smp.create_model("PSPNet", "resnet18", encoder_weights=None, in_channels=1).eval()
     contract = ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple, least=model.least)
-    torchscript.export(capture(model, contract), Options(), tmp_path)
+    export("torchscript", capture(model, contract), tmp_path)
     graph = torch.jit.load(str(tmp_path / "model.ts")).graph
     made = list(graph.findAllNodes("aten::arange"))
     assert len(made) > 3
@@ -67,7 +72,7 @@ def test_torchscript_has_no_int8(cli) -> None:
     np.save("scan.npy", np.zeros((32, 32, 32), np.float32))
     result = cli(*SMALL, "--to", "torchscript", "--precision", "int8", "--calibration", ".")
     assert result.exit_code == 3
-    assert "torchscript has no int8: give --precision fp32, fp16, bf16" in result.stderr
+    assert "torchscript does not have int8: use --precision fp32, fp16, bf16" in result.stderr
 
 
 AOTI = targets.find("aoti").support(Precision.FP32, "cpu")
@@ -147,9 +152,10 @@ def test_aoti_takes_the_threads_that_it_is_given(aoti: Path) -> None:
 def test_aoti_does_not_run_on_a_processor_that_it_was_not_compiled_for(
     aoti: Path, compiled_for: dict, error: str
 ) -> None:
-    manifest = json.loads((aoti / "manifest.json").read_text()) | {"compiled_for": compiled_for}
+    manifest = manifests.read(aoti)
+    manifest = replace(manifest, facts={**manifest.facts, "compiled_for": compiled_for})
     with pytest.raises(TargetUnavailableError, match=error):
-        Runner(aoti, manifest)
+        load(aoti, manifest)
 
 
 @needs_compiler
@@ -208,7 +214,7 @@ def test_the_compiler_is_not_given_what_it_gets_wrong(architecture: str, wrong: 
     """It folds batch normalisations into transposed convolutions wrongly, and divides by 0 where an axis is 1."""
     model = smp.create_model(architecture, "resnet18", encoder_weights=None, in_channels=1).eval()
     captured = capture(model, ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple, least=model.least))
-    program, _ = inductor.program(captured, Options())
+    program, _ = inductor.program(captured, Settings())
     named = [str(node.target) for node in captured.program.graph.nodes if wrong in str(node.target)]
     left = [str(node.target) for node in program.graph.nodes if wrong in str(node.target)]
     assert len(named) > len(left) == (1 if architecture == "PSPNet" else 0)  # PSPNet's last has no corners on corners
@@ -314,6 +320,5 @@ def test_compile_in_bf16_with_static_axes(cli) -> None:
 
 @needs_compiler
 def test_compile_says_which_file_it_cannot_load(compiled: Path, tmp_path: Path) -> None:
-    manifest = json.loads((compiled / "manifest.json").read_text())
     with pytest.raises(UsageError, match="PyTorch cannot load the program in"):
-        CompileRunner(tmp_path, manifest)
+        load(tmp_path, manifests.read(compiled))

@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from smp3d_export import artifact
+from smp3d_export.artifact import folder as artifact
+from smp3d_export.artifact import manifest as manifests
 
 
 @pytest.fixture
@@ -24,14 +26,12 @@ def rewrite_golden(folder: Path) -> None:
     golden = dict(np.load(folder / artifact.GOLDEN))
     golden["masks"] = golden["masks"] + np.float32(0.1) * np.ptp(golden["masks"])
     np.savez_compressed(folder / artifact.GOLDEN, allow_pickle=False, **golden)
-    manifest = artifact.read_manifest(folder)
-    manifest["files"] = artifact.describe_files(folder)
-    artifact.write_manifest(folder, {key: value for key, value in manifest.items() if key != "format"})
+    manifests.write(folder, replace(manifests.read(folder), files=artifact.describe_files(folder)))
 
 
 def test_an_artifact_is_proved_without_torch(copy: Path) -> None:
     code = (
-        "import sys; sys.argv = ['smp3d-export', 'verify', sys.argv[1]]; from smp3d_export.cli import main\n"
+        "import sys; sys.argv = ['smp3d-export', 'verify', sys.argv[1]]; from smp3d_export.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert 'torch' not in sys.modules"
@@ -79,7 +79,7 @@ def test_without_torch_what_needs_it_says_so_and_the_rest_works(exported: Path, 
         "import sys; sys.argv[0] = 'smp3d-export'; sys.modules['torch'] = None\n"
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
-        "from smp3d_export.cli import main; main()"
+        "from smp3d_export.cli.main import main; main()"
     )
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

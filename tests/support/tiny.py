@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from smp3d_export.capture import capture
 from smp3d_export.contract import ShapeContract
-from smp3d_export.network import randomise_normalisations
 from smp3d_export.optimise import graph_module, note_largest_sizes
 from smp3d_export.optimise.rewrite import Miss, Rewrite
+from smp3d_export.program.capture import capture
+from smp3d_export.sources.network import randomise_normalisations
 
 CONTRACT = ShapeContract.of((1, 4, 5, 6, 7), multiple=(1, 1, 1))
 

@@ -1,0 +1,208 @@
+"""The table of targets: a row says everything that is known of one. Its package is imported only when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from smp3d_export.backends.exporter import Exported as Exported
+from smp3d_export.backends.exporter import Exporter as Exporter
+from smp3d_export.backends.exporter import Support as Support
+from smp3d_export.errors import TargetUnavailableError, UsageError, unknown
+from smp3d_export.precision import Precision
+from smp3d_export.settings import Settings
+
+if TYPE_CHECKING:
+    from smp3d_export.backends.runner import Runner
+
+TITLES = {
+    "torch": "PyTorch",
+    "onnx": "ONNX",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+    "tensorrt_rtx": "TensorRT-RTX",
+}
+"""Python packages by the names that people know them by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One target.
+
+    Attributes:
+        name: what `--to` takes.
+        package: the Python package with the modules `exporter` and `runner`, whose classes have these names.
+        files: the artifact's files; the first is the one that the runner loads.
+        through: how it is made, in a few words.
+        precisions: those it has on a CPU, or on a GPU if it runs on nothing else.
+        gpu_precisions: those it has on a GPU besides.
+        library: the Python package that makes and runs it.
+        install: the command that installs the library.
+        needs: what else it needs, in a few words.
+        from_onnx: whether it is made from the ONNX graph, so that it can start from an ONNX file, without PyTorch.
+        gpu: whether it runs on an NVIDIA GPU only.
+        builds_on_gpu: whether it can be made only on the GPU that it is for.
+    """
+
+    name: str
+    package: str
+    files: tuple[str, ...]
+    through: str
+    precisions: tuple[Precision, ...]
+    gpu_precisions: tuple[Precision, ...] = ()
+    library: str
+    install: str
+    needs: str = ""
+    from_onnx: bool = False
+    gpu: bool = False
+    builds_on_gpu: bool = False
+
+    def exporter(self) -> Exporter:
+        return importlib.import_module(f"{self.package}.exporter").Exporter(self)
+
+    def runner(self) -> type[Runner]:
+        return importlib.import_module(f"{self.package}.runner").Runner
+
+    def support(self, precision: Precision, device: str = "cpu") -> Support:
+        """Whether this machine can export to the target in a precision."""
+        possible = (*self.precisions, *self.gpu_precisions)
+        if precision not in possible:
+            return Support.none(self.name, precision, possible)
+        if find_spec(self.library) is None:
+            return Support.no(f"{TITLES.get(self.library, self.library)} is not installed", self.install)
+        return self.exporter().support(precision, device)
+
+
+FP32, TF32, FP16, BF16, INT8 = Precision
+
+ROWS = (
+    Backend(
+        name="torchscript",
+        package="smp3d_export.backends.torchscript",
+        files=("model.ts",),
+        through="the captured graph as a script",
+        precisions=(FP32, FP16, BF16),
+        library="torch",
+        install="pip install torch",
+    ),
+    Backend(
+        name="aoti",
+        package="smp3d_export.backends.aoti",
+        files=("model.pt2",),
+        through="AOTInductor: machine code for this CPU or GPU",
+        precisions=(FP32, BF16),
+        gpu_precisions=(FP16,),
+        library="torch",
+        install="pip install torch",
+        needs="a C++ compiler",
+    ),
+    Backend(
+        name="compile",
+        package="smp3d_export.backends.compile",
+        files=("program.pt2", "model.cache"),
+        through="`torch.compile`, with what it compiled, so that the next start is warm",
+        precisions=(FP32, BF16),
+        gpu_precisions=(FP16,),
+        library="torch",
+        install="pip install torch",
+        needs="a C++ compiler",
+    ),
+    Backend(
+        name="onnx",
+        package="smp3d_export.backends.onnx",
+        files=("model.onnx",),
+        through="PyTorch's dynamo exporter and onnxsim",
+        precisions=(FP32, FP16, BF16, INT8),
+        library="onnxruntime",
+        install="pip install onnxruntime",
+    ),
+    Backend(
+        name="openvino",
+        package="smp3d_export.backends.openvino",
+        files=("model.xml", "model.bin"),
+        through="the ONNX graph",
+        precisions=(FP32, FP16, BF16, INT8),
+        library="openvino",
+        install="pip install 'smp3d-export[openvino]'",
+        from_onnx=True,
+    ),
+    Backend(
+        name="trt",
+        package="smp3d_export.backends.tensorrt",
+        files=("model.engine",),
+        through="the ONNX graph, TensorRT 10 or 11",
+        precisions=(FP32, TF32, FP16, BF16, INT8),
+        library="tensorrt",
+        install="pip install 'smp3d-export[trt]'",
+        needs="an NVIDIA GPU",
+        from_onnx=True,
+        gpu=True,
+        builds_on_gpu=True,
+    ),
+    Backend(
+        name="trt-rtx",
+        package="smp3d_export.backends.tensorrt",
+        files=("model.engine",),
+        through="the ONNX graph, TensorRT-RTX; builds without a GPU",
+        precisions=(FP32, FP16, BF16),
+        library="tensorrt_rtx",
+        install="pip install 'smp3d-export[trt-rtx]'",
+        from_onnx=True,
+        gpu=True,
+    ),
+)
+
+BACKENDS: Mapping[str, Backend] = MappingProxyType({row.name: row for row in ROWS})
+
+
+def find(name: str) -> Backend:
+    """A target by its name.
+
+    Raises:
+        UsageError: there is no such target.
+    """
+    if name not in BACKENDS:
+        raise unknown("target", name, BACKENDS, ", ".join(BACKENDS))
+    return BACKENDS[name]
+
+
+def ready(name: str, precision: Precision = Precision.FP32, device: str = "cpu") -> Exporter:
+    """The exporter of a target that this machine can export to.
+
+    Raises:
+        TargetUnavailableError: it cannot; the message has the reason and the fix.
+    """
+    support = find(name).support(precision, device)
+    if not support.ready:
+        raise TargetUnavailableError(f"{name} in {precision} is not available on this machine: {support}")
+    return find(name).exporter()
+
+
+def check(names: Sequence[str], settings: Settings, *, calibrated: bool = False) -> None:
+    """Refuse, before any work is done, settings that a target does not have, and targets of which none is available.
+
+    `calibrated` says that the source is in int8 already, with its ranges.
+
+    Raises:
+        UsageError: a setting is wrong.
+        TargetUnavailableError: no target can be exported to here; the message is about the first.
+    """
+    if settings.precision is Precision.INT8 and not calibrated:
+        if settings.calibration is None:
+            raise UsageError(
+                "int8 takes its ranges from volumes like those it will see: give a folder of them with --calibration"
+            )
+        settings.calibration.files()
+    elif settings.calibration is not None:
+        raise UsageError(f"--calibration is for --precision int8, not for {settings.precision}")
+    if settings.keep_fp32 and not settings.precision.is_half:
+        raise UsageError(f"--keep-fp32 is for --precision fp16 or bf16, not for {settings.precision}")
+    for name in names:
+        find(name).exporter().check(settings)
+    if not any(find(name).support(settings.precision, settings.device).ready for name in names):
+        ready(names[0], settings.precision, settings.device)

@@ -1,0 +1,1 @@
+"""`torch.compile`: a captured program and what the compiler made of it."""

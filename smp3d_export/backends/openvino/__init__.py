@@ -1,0 +1,1 @@
+"""OpenVINO, which runs on CPUs."""

@@ -1,0 +1,135 @@
+"""OpenVINO's intermediate representation, from the ONNX graph.
+
+What changes numbers is set for each precision, here (weights on disk) and in the runner (arithmetic):
+
+    precision   weights   arithmetic
+    fp32        fp32      f32
+    fp16        fp16      f16 where the CPU plugin has it, else f32
+    bf16        fp16      bf16, on processors with instructions for it
+    int8        int8      int8, and f32 between and in what is not quantised
+
+The plugin rounds the weights to bf16 itself; on disk fp16 keeps three bits more than that and takes as little room.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smp3d_export.backends import exporter
+from smp3d_export.backends.exporter import Exported, Support
+from smp3d_export.backends.openvino import int8
+from smp3d_export.contract import INPUT, ShapeContract
+from smp3d_export.errors import ExportError, TargetUnavailableError, UsageError
+from smp3d_export.onnxgraph.conversion import check_opset
+from smp3d_export.onnxgraph.graph import in_files, too_large
+from smp3d_export.precision import Precision
+from smp3d_export.progress import megabytes
+from smp3d_export.settings import Settings
+
+if TYPE_CHECKING:
+    import openvino
+    from onnx import ModelProto
+
+    from smp3d_export.backends.variant import Variant
+
+# By default OpenVINO would compress the weights in every precision.
+COMPRESSED = (Precision.FP16, Precision.BF16)
+
+
+class Exporter(exporter.Exporter):
+    """Writes `model.xml` and `model.bin`, with the contract's bounds on the input."""
+
+    def support(self, precision: Precision, device: str) -> Support:
+        if precision is Precision.INT8 and find_spec("nncf") is None:
+            return Support.no("NNCF, which quantises for OpenVINO, is not installed", self.row.install)
+        from smp3d_export.backends.openvino.runner import arithmetic
+
+        try:
+            arithmetic(precision)
+        except TargetUnavailableError as error:
+            return Support.no(str(error), "export in fp32 or fp16")
+        return Support.yes()
+
+    def check(self, settings: Settings) -> None:
+        check_opset(settings.opset)
+        if settings.keep_fp32:
+            raise UsageError(
+                f"--keep-fp32 {settings.keep_fp32[0]} is not for openvino, which has one arithmetic for the whole "
+                "network: leave it out, or export to openvino by itself in fp32"
+            )
+
+    def export(self, variant: Variant, settings: Settings, folder: Path) -> Exported:
+        import openvino
+
+        from smp3d_export.backends.openvino.runner import arithmetic
+
+        file = folder / self.row.files[0]
+        model = read(graph(variant, settings))
+        quantisation = {}
+        if settings.precision is Precision.INT8 and variant.precision is not Precision.INT8:
+            assert settings.calibration is not None
+            model = int8.quantised(model, settings.calibration.batches(variant.contract))
+            quantisation = {"quantisation": int8.facts(model), "calibration": settings.calibration.to_dict()}
+        try:
+            model.reshape({INPUT: bounds(variant.contract)})
+        except RuntimeError as error:
+            raise ExportError(f"OpenVINO cannot give the graph the contract's bounds: {error}") from error
+        for key, value in settings.metadata.items():
+            model.set_rt_info(value, key.split("."))
+        openvino.save_model(model, file, compress_to_fp16=settings.precision in COMPRESSED)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        facts = {
+            "opset": settings.opset,
+            "operations": len(model.get_ops()),
+            "weights": weights_of(openvino.Core().read_model(file)),
+            "arithmetic": arithmetic(settings.precision),
+            **quantisation,
+        }
+        summary = "{operations} operations, {size}, {weights} weights, {arithmetic} arithmetic"
+        return Exported(summary.format(size=megabytes(size), **facts), facts)
+
+
+def weights_of(model: openvino.Model) -> str:
+    """The type of most of the weights: f32, f16, bf16 or i8."""
+    counts: Counter[str] = Counter()
+    for operation in model.get_ops():
+        if operation.get_type_name() == "Constant":
+            output = operation.output(0)
+            counts[output.element_type.get_type_name()] += prod(output.shape)
+    return counts.most_common(1)[0][0]
+
+
+def graph(variant: Variant, settings: Settings) -> ModelProto:
+    """The graph in fp32, which OpenVINO lowers itself; a file that is in the precision asked for stays as it is."""
+    precision = settings.precision if variant.precision is settings.precision else Precision.FP32
+    return variant.graph(replace(settings, precision=precision))
+
+
+def read(model: ModelProto) -> openvino.Model:
+    """An ONNX graph as OpenVINO's; over 2 GB it goes by way of files.
+
+    Raises:
+        ExportError: OpenVINO cannot read it.
+    """
+    import openvino
+
+    core = openvino.Core()
+    try:
+        if not too_large(model):
+            return core.read_model(model.SerializeToString())
+        with in_files(model) as file:
+            return core.read_model(file)
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot read the ONNX graph: {error}") from error
+
+
+def bounds(contract: ShapeContract) -> Any:
+    """The contract's ranges as OpenVINO has them; it knows no multiples, which the runner checks."""
+    import openvino
+
+    return openvino.PartialShape([openvino.Dimension(axis.min, axis.max) for axis in contract.axes])

@@ -1,0 +1,75 @@
+"""Runs an OpenVINO artifact, on the CPU, in the arithmetic that its manifest names.
+
+That is said to OpenVINO in every case, and read back, for it has its own mind and does not tell. Left to itself it may
+compute in bfloat16; asked for f16 on a processor without, it takes bfloat16; asked for bfloat16 on one that has AVX-512
+but not its bfloat16 instructions, it emulates them at a third of the speed of fp32; on older ones it computes in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino
+
+from smp3d_export.arrays import Outputs, Volume
+from smp3d_export.backends import runner
+from smp3d_export.backends.runner import Artifact
+from smp3d_export.errors import TargetUnavailableError, UsageError
+
+HINT = "INFERENCE_PRECISION_HINT"
+# What the plugin calls the instructions of a type, among what it says the processor can do.
+CAPABILITIES = {"f16": "FP16", "bf16": "BF16"}
+# What a precision is computed in, given the instructions for it.
+PREFERRED = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+
+
+def arithmetic(precision: str, preferred: str | None = None) -> str:
+    """What this machine computes a precision in: f32, f16 or bf16; `preferred`, if it can.
+
+    Of int8 it is what is not quantised that is computed in it: f32, for bf16 is no faster there. Half precision without
+    instructions for it are weights of half precision, computed in f32.
+
+    Raises:
+        TargetUnavailableError: it is bf16, and the processor has no instructions for that.
+    """
+    preferred = preferred or PREFERRED[precision]
+    if preferred == "f32" or CAPABILITIES[preferred] in capabilities():
+        return preferred
+    if precision == "bf16":
+        raise TargetUnavailableError(
+            "this processor has no bfloat16 instructions (avx512_bf16, amx_bf16), so OpenVINO would emulate them, "
+            "slower than fp32, or compute in fp32"
+        )
+    return "f32"
+
+
+def capabilities() -> list[str]:
+    """What the processor has instructions for, in OpenVINO's words."""
+    return openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class Runner(runner.Runner):
+    """A compiled `model.xml`. `arithmetic` is what it is computed in here: f32, f16 or bf16."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact)
+        wanted = arithmetic(artifact.manifest.precision, artifact.manifest.fact("arithmetic", str, None))
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", HINT: wanted}
+        if artifact.threads:
+            settings["INFERENCE_NUM_THREADS"] = artifact.threads
+        try:
+            self.model = openvino.Core().compile_model(artifact.file, "CPU", settings)
+        except RuntimeError as error:
+            raise UsageError(f"OpenVINO cannot load {str(artifact.file)!r}: {error}") from error
+        self.arithmetic: str = self.model.get_property(HINT).get_type_name()
+        if self.arithmetic != wanted:
+            raise TargetUnavailableError(f"OpenVINO computes in {self.arithmetic} here, though {wanted} was asked for")
+        self.request = self.model.create_infer_request()
+        # OpenVINO may add names of operators that it merged into an output.
+        ours = {*artifact.manifest.outputs}
+        self.outputs = {(ours & output.names).pop(): number for number, output in enumerate(self.model.outputs)}
+
+    def run(self, image: Volume) -> Outputs:
+        self.request.infer([image], share_inputs=True)
+        return {name: np.array(self.request.get_output_tensor(number).data) for name, number in self.outputs.items()}

@@ -1,0 +1,59 @@
+"""What the runners in PyTorch have in common, on the CPU or on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smp3d_export.arrays import Outputs, Volume
+from smp3d_export.backends import runner
+from smp3d_export.backends.runner import Artifact
+
+
+class Runner(runner.Runner):
+    """An artifact that takes a tensor on its device and returns one, or several."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact)
+        if artifact.threads:
+            torch.set_num_threads(artifact.threads)
+        self.device = torch.device(artifact.device)
+        if self.device.type != "cpu":
+            without_tf32()
+        self.names = list(artifact.manifest.outputs)
+
+    @abc.abstractmethod
+    def forward(self, image: Tensor) -> Any:
+        """Run on the device."""
+
+    def run(self, image: Volume) -> Outputs:
+        outputs = self.forward(torch.from_numpy(image).to(self.device))
+        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        return {name: output.cpu().numpy() for name, output in zip(self.names, outputs, strict=True)}
+
+    def seconds(self, image: Volume) -> float | None:
+        if self.device.type == "cpu":
+            return super().seconds(image)
+        self.contract.check(image.shape)
+        placed = torch.from_numpy(image).to(self.device)
+        return seconds_on_gpu(lambda: self.forward(placed), self.device)
+
+
+def without_tf32() -> None:
+    """Have PyTorch keep fp32 as it is in products on a GPU, in this process: it would round what goes into them."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def seconds_on_gpu(call: Callable[[], object], device: torch.device | str) -> float:
+    """What a call took on a GPU, by CUDA's events: without the copies to and from it that come before and after."""
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3

@@ -1,0 +1,1 @@
+"""TorchScript, for LibTorch in C++ and for PyTorch without the network's code."""

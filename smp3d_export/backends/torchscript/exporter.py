@@ -1,0 +1,74 @@
+"""TorchScript, for LibTorch in C++ and for PyTorch without the network's code.
+
+The captured graph is compiled as it stands, not traced anew: a trace keeps the sizes of its example wherever the graph
+computes with sizes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smp3d_export.backends import exporter
+from smp3d_export.backends.exporter import Exported
+from smp3d_export.errors import ExportError
+from smp3d_export.progress import megabytes
+from smp3d_export.settings import Settings
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+    from smp3d_export.backends.variant import Variant
+
+
+class Exporter(exporter.Exporter):
+    """Writes `model.ts`; what an ONNX file carries as metadata is in its extra files."""
+
+    def export(self, variant: Variant, settings: Settings, folder: Path) -> Exported:
+        import torch
+
+        from smp3d_export.program.memory_format import channels_last
+
+        captured, file = variant.lowered(settings), folder / self.row.files[0]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # TorchScript is deprecated
+                program = torch.jit.freeze(torch.jit.script(scriptable(channels_last(captured))))
+                torch.jit.save(program, str(file), _extra_files=dict(settings.metadata))
+        except RuntimeError as error:
+            raise ExportError(f"TorchScript cannot compile the graph: {error}") from error
+        nodes = sum(1 for _ in program.graph.nodes())
+        facts: dict[str, Any] = {"nodes": nodes, "memory_format": "channels_last_3d"}
+        if captured.kept:
+            facts["kept_fp32"] = dict(captured.kept)
+        return Exported(f"{nodes} nodes, {megabytes(file.stat().st_size)}", facts)
+
+
+def scriptable(module: GraphModule) -> GraphModule:
+    """The module in TorchScript's words: operators without the name of an overload, which it finds by itself."""
+    from torch._ops import OpOverload
+    from torch.fx import GraphModule
+    from torch.fx.graph import CodeGen
+
+    from smp3d_export.program.graph import aten, operator
+
+    graph = module.graph
+    graph.set_codegen(CodeGen())  # plain arguments and results, not the exported program's trees
+    (image,) = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(image):
+        device = graph.call_function(getattr, (image, "device"))
+    for node in list(graph.nodes):
+        if node.op == "output" and len(node.all_input_nodes) == 1:
+            node.args = tuple(node.all_input_nodes)  # a tensor, as the network returns it, and no tuple of one
+        elif operator(node) == "_assert_tensor_metadata":
+            graph.erase_node(node)
+        elif isinstance(node.target, OpOverload):
+            node.target = aten.size if operator(node) == "sym_size" else node.target.overloadpacket
+            # What it was captured on stands in a word that it does not have; the program runs where its image is.
+            kwargs = {key: value for key, value in node.kwargs.items() if key != "pin_memory"}
+            node.kwargs = {**kwargs, "device": device} if "device" in kwargs else kwargs
+    graph.eliminate_dead_code()
+    scriptable = GraphModule(module, graph)
+    scriptable.training = False  # what eval() would set, which the modules of exported programs refuse
+    return scriptable

@@ -1,0 +1,101 @@
+"""What artifacts are made from: a captured program or an ONNX file, with the graphs that were made from it so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from smp3d_export.contract import ShapeContract
+from smp3d_export.onnxgraph.file import OnnxFile
+from smp3d_export.precision import Precision
+from smp3d_export.settings import Settings
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from smp3d_export.program.capture import Captured
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One program by its name among those of an export (`on`, `off`, `cpu`, `file`); all compute the same.
+
+    What several targets need is made once and shared: nobody changes a graph that this hands out.
+    """
+
+    name: str
+    source: Captured | OnnxFile
+    _made: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def contract(self) -> ShapeContract:
+        return self.source.contract
+
+    @property
+    def outputs(self) -> Mapping[str, int]:
+        """The names of the outputs and their numbers of axes."""
+        return self.source.outputs
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that the program is in before any export."""
+        return self.source.precision
+
+    @property
+    def captured(self) -> Captured:
+        """The captured program; only targets that start from ONNX are given a file."""
+        assert not isinstance(self.source, OnnxFile)
+        return self.source
+
+    @property
+    def rewrites(self) -> Mapping[str, int] | None:
+        """How often each rewrite was applied; None if the export that wrote the file did that."""
+        return None if isinstance(self.source, OnnxFile) else self.source.rewrites
+
+    @property
+    def for_cpu(self) -> bool:
+        """Whether the program was rewritten to be fast on CPUs, whatever it is elsewhere."""
+        return not isinstance(self.source, OnnxFile) and self.source.for_cpu
+
+    def lowered(self, settings: Settings) -> Captured:
+        """The captured program in the precision that is asked for; see `lowering.lowered`."""
+        from smp3d_export.program.lowering import lowered
+
+        key = ("program", settings.precision, settings.keep_fp32)
+        return self._once(key, lambda: lowered(self.captured, settings.precision, settings.keep_fp32))
+
+    def kept_fp32(self, settings: Settings) -> dict[str, Any]:
+        """For the manifest: what stays in fp32 of a captured program that is exported in half precision."""
+        if isinstance(self.source, OnnxFile) or not settings.precision.is_half:
+            return {}
+        return {"kept_fp32": dict(self.lowered(settings).kept)}
+
+    def graph(self, settings: Settings) -> ModelProto:
+        """The ONNX graph in the precision that is asked for.
+
+        Raises:
+            ExportError: the exporter or the quantisation fails.
+            UsageError: the source is a file in another precision, or the calibration does not fit the network.
+        """
+        if settings.precision is Precision.INT8 and self.precision is not Precision.INT8:
+            from smp3d_export.onnxgraph.int8 import quantised
+
+            calibration = settings.calibration
+            assert calibration is not None
+            plain = replace(settings, precision=Precision.FP32, keep_fp32=(), calibration=None)
+            key = ("int8", settings.opset, calibration)
+            return self._once(key, lambda: quantised(self.graph(plain), calibration.batches(self.contract)))
+        if isinstance(self.source, OnnxFile):
+            return self.source.graph(settings.precision)
+        from smp3d_export.onnxgraph.conversion import convert
+
+        key = ("onnx", settings.precision, settings.keep_fp32, settings.opset)
+        return self._once(key, lambda: convert(self.lowered(settings), settings.opset))
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], Value]) -> Value:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]

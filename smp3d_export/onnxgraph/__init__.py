@@ -1,0 +1,1 @@
+"""ONNX graphs: conversion, int8, planes, emulation of half precision."""

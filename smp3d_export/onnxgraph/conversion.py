@@ -1,0 +1,150 @@
+"""Captured program -> ONNX graph, by PyTorch's dynamo exporter and onnxsim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from smp3d_export.contract import AXES, INPUT, OUTPUT_AXES
+from smp3d_export.errors import ExportError, UsageError
+from smp3d_export.hardware import return_free_memory
+from smp3d_export.onnxgraph.graph import too_large
+from smp3d_export.quiet import quiet
+
+if TYPE_CHECKING:
+    import onnx
+
+    from smp3d_export.program.capture import Captured
+
+OPSETS = range(18, 26)
+"""The operator sets that the exporter can write."""
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an operator set that cannot be written.
+
+    Raises:
+        UsageError: it says which can.
+    """
+    import onnx
+
+    newest = min(OPSETS[-1], onnx.defs.onnx_opset_version())
+    if opset not in range(OPSETS[0], newest + 1):
+        raise UsageError(f"--opset is {opset}; it must be {OPSETS[0]} to {newest}")
+
+
+def convert(captured: Captured, opset: int) -> onnx.ModelProto:
+    """The ONNX graph of a captured program, which may be in half precision.
+
+    Raises:
+        ExportError: the exporter fails, or makes another opset.
+    """
+    import torch
+
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                captured.program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=list(captured.outputs),
+                verbose=False,
+            )
+            assert program is not None
+            weights = take_weights(program)
+            model = program.model_proto
+    except Exception as error:  # the exporter lets whatever a decomposition raises through
+        hint = ". Some operators have no form for dynamic axes: --static may do" if captured.contract.dynamic else ""
+        raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {error}{hint}") from error
+    made = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if made != opset:
+        raise ExportError(f"opset {opset} was asked for, but the exporter made {made}: give --opset {made}")
+    if not too_large(model):
+        model = checked(simplified(model))
+    give_back(model, weights)
+    tidy(model, captured)
+    return model
+
+
+def take_weights(program: Any) -> dict[str, Any]:
+    """Make the weights of convolutions inputs of a graph, for they are most of it and nothing folds them any further.
+
+    What copies a graph from here on, onnxsim several times, copies no weights.
+    """
+    graph = program.model.graph
+    weights = {}
+    for name, value in list(graph.initializers.items()):
+        if all(use.node.op_type in ("Conv", "ConvTranspose") for use in value.uses()):
+            weights[name] = value.const_value
+            del graph.initializers[name]
+            graph.inputs.append(value)
+    return weights
+
+
+def give_back(model: onnx.ModelProto, weights: Mapping[str, Any]) -> None:
+    """Undo `take_weights`; each weight is copied this once, the largest while there are few others."""
+    graph = model.graph
+    inputs = [value for value in graph.input if value.name not in weights]
+    used = {name for node in graph.node for name in node.input}
+    del graph.input[:]
+    graph.input.extend(inputs)
+    for name, tensor in sorted(weights.items(), key=lambda item: item[1].nbytes, reverse=True):
+        if name in used:
+            graph.initializer.add(
+                name=name, data_type=int(tensor.dtype), dims=tuple(tensor.shape), raw_data=tensor.tobytes()
+            )
+    return_free_memory()
+
+
+def checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, which is valid.
+
+    Raises:
+        ExportError: it is not.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the exporter made no valid ONNX: {error}") from error
+    return model
+
+
+def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model after onnxsim's constant folding and graph simplification.
+
+    Raises:
+        ExportError: onnxsim fails.
+    """
+    import onnxsim
+
+    try:
+        with quiet():
+            result, _ = onnxsim.simplify(model)  # its own check is left out: parity is a stricter one
+    except Exception as error:
+        raise ExportError(f"onnxsim failed: {error}") from error
+    return result
+
+
+def tidy(model: onnx.ModelProto, captured: Captured) -> None:
+    """Name the axes as the contract does, and drop the exporter's traces, which hold paths of this machine."""
+    graph = model.graph
+    dynamic = {axis.name for axis in captured.contract.dynamic}
+    for value in graph.input:
+        name_axes(value, {number: name for number, name in enumerate(AXES) if name in dynamic})
+    for value in graph.output:
+        axes = OUTPUT_AXES[len(value.type.tensor_type.shape.dim)]
+        name_axes(value, {number: axes[number] for number in range(len(axes)) if axes[number] in dynamic})
+    del graph.value_info[:]  # shapes in the exporter's own symbols
+    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    model.producer_name = "smp3d-export"
+
+
+def name_axes(value: onnx.ValueInfoProto, names: Mapping[int, str]) -> None:
+    for number, dim in enumerate(value.type.tensor_type.shape.dim):
+        if number in names:
+            dim.dim_param = names[number]

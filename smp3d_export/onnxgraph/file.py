@@ -1,0 +1,87 @@
+"""An ONNX file that an export wrote: its graph, its contract, and what it says of itself. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smp3d_export.artifact.manifest import PREFIX, Manifest
+from smp3d_export.contract import AXES, INPUT, ShapeContract
+from smp3d_export.errors import UsageError
+from smp3d_export.onnxgraph.graph import too_large
+from smp3d_export.precision import Precision
+
+if TYPE_CHECKING:
+    import onnx
+
+FLOAT = 1  # onnx.TensorProto.FLOAT
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxFile:
+    """A graph with one input `image` (N, C, H, W, D) in float32, and the part of a manifest that it carries."""
+
+    path: Path
+    model: onnx.ModelProto
+    manifest: Manifest
+
+    @property
+    def contract(self) -> ShapeContract:
+        return self.manifest.contract
+
+    @property
+    def outputs(self) -> Mapping[str, int]:
+        """The names of the outputs and their numbers of axes."""
+        return {output.name: len(output.type.tensor_type.shape.dim) for output in self.model.graph.output}
+
+    @property
+    def precision(self) -> Precision:
+        return self.manifest.precision
+
+    def graph(self, precision: Precision) -> onnx.ModelProto:
+        """The graph, which is in one precision only.
+
+        Raises:
+            UsageError: another one is asked for.
+        """
+        if precision != self.precision:
+            raise UsageError(
+                f"{str(self.path)!r} is in {self.precision} and cannot be converted to {precision}: export it again "
+                f"with smp3d-export ARCH ENCODER --to onnx --precision {precision}"
+            )
+        return self.model
+
+
+def read(path: Path) -> OnnxFile:
+    """Read an ONNX file that an export wrote.
+
+    Raises:
+        UsageError: there is no such file, it is not valid ONNX, or an export of ours did not write it.
+    """
+    import onnx
+
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r}")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(path if too_large(model) else model)
+    except Exception as error:  # protobuf, the checker and a missing data file each have their own
+        raise UsageError(f"{str(path)!r} cannot be read as an ONNX file: {error}") from error
+    description = {}
+    for entry in model.metadata_props:
+        if entry.key.startswith(PREFIX):
+            description[entry.key.removeprefix(PREFIX)] = json.loads(entry.value)
+    if "contract" not in description:
+        raise UsageError(
+            f"{str(path)!r} was not exported by smp3d-export: it carries no shape contract, so nothing can be "
+            "proved about it. Export the network with smp3d-export ARCH ENCODER --checkpoint FILE --to onnx"
+        )
+    manifest = Manifest.from_dict(description, repr(str(path)))
+    (value,) = model.graph.input
+    axes = len(value.type.tensor_type.shape.dim)
+    if (value.name, axes, value.type.tensor_type.elem_type) != (INPUT, len(AXES), FLOAT):
+        raise UsageError(f"{str(path)!r} has the input {value.name} with {axes} axes; it must be {INPUT} in float32")
+    return OnnxFile(path, model, manifest)

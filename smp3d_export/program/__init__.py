@@ -1,0 +1,1 @@
+"""Captured programs: capture, graph, lowering, memory format."""

@@ -1,0 +1,86 @@
+"""Model + contract -> captured program: one graph for every shape of the contract."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from smp3d_export.contract import ShapeContract
+from smp3d_export.errors import ExportError
+from smp3d_export.precision import Precision
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A network as one graph, with what every target needs to know of it.
+
+    `outputs` are the names of what it returns and their numbers of axes: `masks` (N, classes, H, W, D), or (N, H, W, D)
+    where they are class numbers, and `labels` (N, classes) where there is a classification head. `rewrites` says how
+    often each rewrite of the optimiser was applied. `precision` is that of its graph, and `kept` names the layers that
+    stay in fp32 all the same, with the reason. `for_cpu` says that it is to be the fastest on a processor, whatever it
+    is elsewhere.
+    """
+
+    program: ExportedProgram
+    contract: ShapeContract
+    outputs: dict[str, int]
+    rewrites: Mapping[str, int] = field(default_factory=dict)
+    precision: Precision = Precision.FP32
+    kept: Mapping[str, str] = field(default_factory=dict)
+    for_cpu: bool = False
+
+
+def capture(model: nn.Module, contract: ShapeContract) -> Captured:
+    """Trace a model in eval mode by `torch.export`, the contract's dynamic axes kept symbolic.
+
+    Raises:
+        ExportError: the network cannot be captured, or an axis of it turns out not to be dynamic.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    example = torch.zeros(contract.example(), device=device)
+    logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(model, (example,), dynamic_shapes=(contract.torch_dims(),), strict=False)
+    except Exception as error:  # torch.export lets whatever an operator raises through
+        raise ExportError(f"the network cannot be captured with the axes {contract}: {error}") from error
+    returned = [node.meta["val"].ndim for node in program.graph.output_node().all_input_nodes]
+    return Captured(program, contract, dict(zip(("masks", "labels"), returned, strict=False)))
+
+
+def activation_bytes(captured: Captured) -> int:
+    """The most bytes that eager execution holds in activations at once at the optimum shape.
+
+    By the lifetime of every tensor of the graph; it grows with N·H·W·D, by which other shapes are estimated.
+    """
+    graph = captured.program.graph
+    last_use: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            last_use[source] = node
+    parameters = set(captured.program.graph_signature.inputs_to_parameters) | set(
+        captured.program.graph_signature.inputs_to_buffers
+    )
+    live: dict[Node, int] = {}
+    peak = 0
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and node.name not in parameters:
+            live[node] = prod(_hint(size) for size in value.shape) * value.element_size()
+        peak = max(peak, sum(live.values()))
+        for source in node.all_input_nodes:
+            if last_use[source] is node:
+                live.pop(source, None)
+    example, optimum = prod(captured.contract.example()), prod(captured.contract.opt)
+    return peak * optimum // example
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return size if isinstance(size, int) else int(size.node.hint)

@@ -1,0 +1,233 @@
+"""Captured program -> the same in fp16 or bf16: fp32 at its inputs and outputs, and inside wherever that is needed.
+
+Operators that a low precision does harm to stay in fp32 (`FULL`), as do those whose values pass what half precision can
+hold, found by running the network, and those that the user names. Casts stand where the two meet. Operators that only
+move values, and those that compute sizes, take what they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from smp3d_export.arrays import volume
+from smp3d_export.errors import UsageError
+from smp3d_export.precision import Precision
+from smp3d_export.program.capture import Captured, capture
+from smp3d_export.program.graph import (
+    add_constant,
+    arguments_of,
+    aten,
+    constant,
+    device_of,
+    drop_unused,
+    graph_module,
+    is_call,
+    layers_of,
+    operator,
+)
+
+DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+
+FULL = {
+    "softmax": "its exponentials cost labels",
+    "layer_norm": "it sums squares",
+    "group_norm": "it sums squares",
+    "batch_norm": "it takes differences of numbers that are nearly equal",
+    "adaptive_avg_pool3d": "it sums a whole volume",
+    "mean": "it sums a whole volume",
+    "sum": "it sums a whole volume",
+}
+"""Operators that stay in fp32, and why."""
+
+# fmt: off
+MOVES = frozenset((
+    "chunk", "clone", "contiguous", "expand", "expand_as", "flatten", "getitem", "movedim", "numpy_T", "permute",
+    "reshape", "select", "slice", "split", "squeeze", "transpose", "unflatten", "unsqueeze", "view",
+))
+# fmt: on
+"""Operators that only move values: they keep the type of their first input."""
+
+# What half precision holds; sums inside an operator, and inputs other than those that were run, need some room.
+HALF_MAXIMUM = 65504
+LIMIT = HALF_MAXIMUM / 8
+
+
+def lowered(captured: Captured, precision: Precision, keep_fp32: tuple[str, ...] = ()) -> Captured:
+    """A program in the precision that is asked for; for fp32, tf32 and int8 it stays as it is.
+
+    Raises:
+        UsageError: a pattern of `keep_fp32` fits nothing of the network.
+    """
+    if precision not in DTYPES:
+        return captured
+    module = graph_module(captured)
+    make_functional(module)
+    decompose_attention(module)
+    layers = layers_of(module)
+    check_patterns(keep_fp32, layers)
+    largest = largest_values(module, captured) if precision is Precision.FP16 else {}
+    kept = Lowering(module, DTYPES[precision], layers, keep_fp32, largest).run()
+    program = capture(module, captured.contract).program
+    return replace(captured, program=program, precision=precision, kept=kept)
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """One pass over a graph, in place. `largest` are the largest absolute values of nodes, where they matter."""
+
+    module: GraphModule
+    dtype: torch.dtype
+    layers: Mapping[Node, str]
+    keep: tuple[str, ...]
+    largest: Mapping[Node, float]
+
+    def run(self) -> dict[str, str]:
+        """Give every node its type and put casts where two meet; returns what stays in fp32, with the reason."""
+        graph = self.module.graph
+        types: dict[Node, torch.dtype] = {}
+        values: set[Node] = set()  # computed from the image; what is computed from sizes keeps its type
+        casts: dict[tuple[Node, torch.dtype], Node] = {}
+        kept: dict[str, str] = {}
+
+        def give(node: Node, sources: Iterable[Node], dtype: torch.dtype) -> None:
+            for source in sources:
+                if types[source] == dtype:
+                    continue
+                if (source, dtype) not in casts:
+                    casts[source, dtype] = self.cast(source, dtype)
+                node.replace_input_with(source, casts[source, dtype])
+
+        for node in list(graph.nodes):
+            if operator(node) == "_assert_tensor_metadata":  # it would insist on the type that was traced
+                graph.erase_node(node)
+                continue
+            sources = [source for source in node.all_input_nodes if source in types]
+            if node.op == "output":
+                give(node, sources, torch.float32)
+            if not is_float(node):
+                continue
+            if node.op != "get_attr" and (node.op == "placeholder" or values.intersection(sources)):
+                values.add(node)
+            if node not in values:
+                types[node] = torch.float32
+            elif operator(node) in MOVES:
+                types[node] = types[sources[0]]
+            elif node.op == "placeholder":
+                types[node] = torch.float32
+            else:
+                reason = self.reason_to_keep(node)
+                if reason:
+                    kept[f"{self.layers.get(node, 'image')} {operator(node)}"] = reason
+                types[node] = torch.float32 if reason else self.dtype
+                give(node, sources, types[node])
+        graph.eliminate_dead_code()
+        drop_unused(self.module)
+        graph.lint()
+        self.module.recompile()
+        return kept
+
+    def cast(self, source: Node, dtype: torch.dtype) -> Node:
+        """A node with the value of another in a type; of a weight, a weight of its own."""
+        weight = constant(self.module, source)
+        with self.module.graph.inserting_after(source):
+            if weight is not None:
+                return add_constant(self.module, weight.to(dtype), source)
+            return self.module.graph.call_function(aten.to.dtype, (source, dtype))
+
+    def reason_to_keep(self, node: Node) -> str | None:
+        """Why a node stays in fp32; None if it does not."""
+        for pattern in self.keep:
+            if fits(pattern, self.layers.get(node, ""), operator(node)):
+                return f"--keep-fp32 {pattern}"
+        if operator(node) in FULL:
+            return FULL[operator(node)]
+        worst = max((self.largest.get(n, 0.0) for n in (node, *node.all_input_nodes)), default=0.0)
+        return f"a value of {worst:.2g} is too near to {HALF_MAXIMUM}" if worst > LIMIT else None
+
+
+def is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    if isinstance(value, list | tuple):
+        return all(isinstance(v, Tensor) and v.dtype == torch.float32 for v in value)
+    return isinstance(value, Tensor) and value.dtype == torch.float32
+
+
+def fits(pattern: str, layer: str, name: str) -> bool:
+    """Whether a pattern of `--keep-fp32` means an operator by its name, or a layer or those inside it by theirs."""
+    return fnmatchcase(name, pattern) or fnmatchcase(layer, pattern) or fnmatchcase(layer, f"{pattern}.*")
+
+
+def check_patterns(keep: tuple[str, ...], layers: Mapping[Node, str]) -> None:
+    """Refuse a pattern that fits nothing.
+
+    Raises:
+        UsageError: it says what there is.
+    """
+    for pattern in keep:
+        if not any(fits(pattern, layer, operator(node)) for node, layer in layers.items()):
+            names = list(dict.fromkeys(layers.values()))
+            shown = names if len(names) < 7 else [*names[:3], "...", *names[-3:]]
+            operators = sorted({operator(node) for node in layers if is_float(node)})
+            raise UsageError(
+                f"--keep-fp32 {pattern!r} fits no layer and no operator. Layers are {', '.join(shown)}; operators "
+                f"{', '.join(operators)}"
+            )
+
+
+def largest_values(module: GraphModule, captured: Captured) -> dict[Node, float]:
+    """The largest absolute value of every float of a graph, on a seeded volume; weights included."""
+    largest: dict[Node, float] = {}
+
+    class Watch(Interpreter):
+        def run_node(self, n: Node) -> object:
+            result = super().run_node(n)
+            for value in result if isinstance(result, list | tuple) else (result,):
+                if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                    largest[n] = max(largest.get(n, 0.0), float(value.abs().max()))
+            return result
+
+    shape = min(captured.contract.example(), captured.contract.opt, key=prod)
+    image = torch.from_numpy(volume(shape, seed=0)).to(device_of(module))
+    with torch.inference_mode():
+        Watch(module, graph=module.graph).run(image)
+    return largest
+
+
+def make_functional(module: GraphModule) -> None:
+    """Replace operators that work in place: a cast that two share would be changed for both."""
+    for node in module.graph.nodes:
+        name = operator(node)
+        if node.op == "call_function" and name.endswith("_") and not name.endswith("__"):
+            node.target = getattr(getattr(aten, name[:-1]), node.target._overloadname)
+
+
+def decompose_attention(module: GraphModule) -> None:
+    """softmax(q k' / sqrt(d)) v as its three steps, of which the middle one stays in fp32.
+
+    Attention over (N, heads, tokens, d), without mask and dropout, as the encoders here have it; other forms stay.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        arguments = arguments_of(node)
+        if not is_call(node, aten.scaled_dot_product_attention.default) or len(arguments) != 3 or node.kwargs:
+            continue
+        query, key, value = arguments[0], arguments[1], arguments[2]
+        layer = node.meta
+        scale = query.meta["val"].shape[-1] ** -0.5
+        with graph.inserting_before(node):
+            steps = [graph.call_function(aten.transpose.int, (key, -2, -1))]
+            scaled = graph.call_function(aten.mul.Tensor, (query, scale))
+            steps += [scaled, graph.call_function(aten.matmul.default, (scaled, steps[0]))]
+            steps.append(graph.call_function(aten.softmax.int, (steps[-1], -1)))
+            steps.append(graph.call_function(aten.matmul.default, (steps[-1], value)))
+        for step in steps:
+            step.meta = dict(layer)  # their values are floats too, which is all that is asked of it
+        node.replace_all_uses_with(steps[-1])
+        graph.erase_node(node)

@@ -1,0 +1,48 @@
+"""What `bench` measured, as a terminal shows it, in 80 columns."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from smp3d_export.report.console import milliseconds, speedup
+from smp3d_export.validators.bench import BEST_EAGER, MATRIX_SIZE, Bench, Row
+
+
+def show(result: Bench, console: Console) -> None:
+    """Print a table for each shape, and what they have in common."""
+    for shape in dict.fromkeys(row.shape for row in result.rows):
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        console.print(" × ".join(map(str, shape)), style="bold", highlight=False)
+        table.add_column("")
+        for heading in ("p50", "p90", "p99", "first", "Mvoxel/s", "GFLOP/s"):
+            table.add_column(heading, justify="right")
+        table.add_column(f"against {result.against}")
+        for row in result.rows:
+            if row.shape == shape:
+                table.add_row(*cells(row))
+        console.print(table)
+        console.print()
+    precisions = ", ".join(f"{name} {precision}" for name, precision in result.precisions.items())
+    console.print(f"{precisions} · {result.threads} threads", highlight=False)
+    console.print(
+        f"GFLOP/s are of the network as captured; a {MATRIX_SIZE}² matrix product in fp32 reached "
+        f"{result.matrix_gflops:.0f} GFLOP/s in the same rounds.",
+        highlight=False,
+    )
+    if any(row.name == BEST_EAGER for row in result.rows):
+        console.print(f"{BEST_EAGER}: rewritten as artifacts are, in channels-last-3d", highlight=False)
+    memory = {row.name: row.peak_memory for row in result.rows if row.peak_memory}
+    for name, peak in memory.items():
+        console.print(f"{name}: {peak / 1e9:.2f} GB of memory at its peak, alone in a process", highlight=False)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    timing = row.timing
+    times = [milliseconds(seconds) for seconds in (timing.p50, timing.p90, timing.p99, timing.first)]
+    gflops = "–" if row.gflops is None else f"{row.gflops:.0f}"
+    against = "–"
+    if row.ratio is not None:
+        text, colour = speedup(row.ratio)
+        against = f"[{colour}]{text}[/]"
+    return (row.name, *times, f"{timing.voxels_per_second / 1e6:.3g}", gflops, against)

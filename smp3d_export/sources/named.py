@@ -1,0 +1,88 @@
+"""A network by its name, with trained or random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smp3d_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from smp3d_export.sources.network import Network, OpenedNetwork
+    from smp3d_export.sources.request import Request, Sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedNetwork:
+    """An architecture and an encoder.
+
+    `arguments` are those of the architecture's constructor that the user gave; what is left out is inferred from the
+    checkpoint, or is the constructor's default.
+    """
+
+    architecture: str
+    encoder: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"{self.architecture}-{self.encoder}".lower()
+
+    def complete(self, request: Request) -> Request:
+        from smp3d_export.sources.network import complete
+
+        return complete(request)
+
+    def open(self, request: Request) -> OpenedNetwork:
+        return build(self, request.shape).opened(request)
+
+
+def build(source: NamedNetwork, shape: Sizes | None = None) -> Network:
+    """The network; its input channels are those of `shape` if neither its arguments nor a checkpoint say.
+
+    Raises:
+        UsageError: there is no such network, or its arguments do not go together.
+        CheckpointError: the checkpoint cannot be read or belongs to another network.
+    """
+    import torch
+
+    from smp3d_export.architectures import architecture_class, architecture_spec, create_model
+    from smp3d_export.architectures.arguments import check_arguments
+    from smp3d_export.encoders import encoder_spec
+    from smp3d_export.sources.checkpoint import load_checkpoint
+    from smp3d_export.sources.network import Network, randomise_normalisations
+
+    architecture = architecture_spec(source.architecture).name
+    encoder = encoder_spec(source.encoder).name
+    check_arguments(architecture_class(architecture), source.arguments)
+    if source.checkpoint is not None:
+        if source.arguments.get("encoder_weights") is not None:
+            raise UsageError(
+                f"--encoder-weights {source.arguments['encoder_weights']} would be overwritten by --checkpoint, which "
+                "has the encoder's weights: give one of the two"
+            )
+        loaded = load_checkpoint(source.checkpoint, architecture, encoder, source.arguments)
+        return Network(
+            model=loaded.model.eval(),
+            architecture=architecture,
+            encoder=encoder,
+            arguments=loaded.arguments,
+            weights=source.checkpoint.name,
+            notes=loaded.notes,
+        )
+    arguments = {"encoder_weights": None, **source.arguments}
+    if shape is not None and len(shape) > 1:
+        arguments.setdefault("in_channels", shape[1])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(source.seed)
+        model = create_model(architecture, encoder, **arguments)
+        trained = arguments["encoder_weights"]
+        for name, part in model.named_children():
+            if name != "encoder" or trained is None:
+                randomise_normalisations(part)
+    weights = "random weights" if trained is None else f"{encoder} {Path(trained).name}, rest random"
+    return Network(model.eval(), architecture, encoder, arguments, weights=f"{weights}, seed {source.seed}")

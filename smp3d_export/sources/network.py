@@ -1,0 +1,260 @@
+"""An eager network, ready to be exported and compared with: with its contract, its weights and what is known of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import lcm
+from typing import Any
+
+import torch
+from torch import nn
+
+from smp3d_export import backends, hardware
+from smp3d_export.architectures.base import SegmentationModel
+from smp3d_export.arrays import Outputs, Volume
+from smp3d_export.artifact.manifest import Manifest, Model
+from smp3d_export.backends.pytorch import seconds_on_gpu, without_tf32
+from smp3d_export.contract import ShapeContract, coarsened, rounded_up
+from smp3d_export.errors import ShapeError, TargetUnavailableError
+from smp3d_export.optimise import gflop
+from smp3d_export.precision import Precision
+from smp3d_export.program.capture import Captured, activation_bytes, capture
+from smp3d_export.program.graph import graph_module
+from smp3d_export.progress import Reporter
+from smp3d_export.sources import variants
+from smp3d_export.sources.request import Program, Request
+
+NORMALISATIONS = (nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+SMALLEST_DEFAULT = 64
+"""Voxels along each volume axis of the optimum if nobody says."""
+
+
+def complete(request: Request) -> Request:
+    """The request for a network in PyTorch, with its device.
+
+    Raises:
+        UsageError: an option does not go with a target or a precision.
+        TargetUnavailableError: none of the targets can be exported to here.
+    """
+    request = request.placed(torch.cuda.is_available())
+    backends.check(request.targets, request.settings)
+    variants.check(request)
+    return request
+
+
+@dataclass(frozen=True)
+class Network:
+    """An eager model in eval mode.
+
+    Attributes:
+        arguments: those it was built with.
+        weights: where its weights come from.
+        notes: what a user should know of how it was built, such as what a checkpoint could not show.
+        saved: the contract that is saved with it, if any.
+    """
+
+    model: SegmentationModel
+    architecture: str
+    encoder: str
+    arguments: dict[str, Any]
+    weights: str
+    notes: tuple[str, ...] = ()
+    saved: ShapeContract | None = None
+    device: str = "cpu"
+
+    def to(self, device: str) -> Network:
+        """The network on a device; on a GPU without TF32, which would round what artifacts are compared with.
+
+        Raises:
+            TargetUnavailableError: there is no such device.
+        """
+        if device == "cpu":
+            return self
+        if not torch.cuda.is_available() or torch.device(device).index not in (None, *range(torch.cuda.device_count())):
+            seen = f"{torch.cuda.device_count() or 'no'} GPU"
+            raise TargetUnavailableError(f"--device is {device}, but PyTorch sees {seen} here: use --device cpu")
+        without_tf32()
+        return replace(self, model=self.model.to(device), device=device)
+
+    def opened(self, request: Request) -> OpenedNetwork:
+        """The network for a request, on its device and with its threads and shapes."""
+        torch.set_num_threads(request.threads or hardware.cores())
+        network = self.to(request.device)
+        return OpenedNetwork(network, contract_for(network, request))
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture.lower()}/{self.encoder}"
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def in_channels(self) -> int:
+        return self.model.encoder.in_channels
+
+    @property
+    def label_threshold(self) -> float:
+        """Above which a voxel of a one-class mask is labelled: a probability of a half, or a logit of 0."""
+        return 0.5 if self.arguments.get("activation") in ("sigmoid", "clamp") else 0.0
+
+    def __call__(self, image: Volume) -> Outputs:
+        """Run eagerly: (N, C, H, W, D) to the outputs by name."""
+        with torch.inference_mode():
+            outputs = self.model(torch.from_numpy(image).to(self.device))
+        named = zip(("masks", "labels"), outputs if isinstance(outputs, tuple) else (outputs,), strict=False)
+        return {name: output.cpu().numpy() for name, output in named}
+
+    def seconds(self, image: Volume, dtype: torch.dtype | None = None) -> float:
+        """Run eagerly and return the seconds it took, by CUDA events on a GPU; under autocast to `dtype` if given."""
+        placed = torch.from_numpy(image).to(self.device)
+        kind = torch.device(self.device).type
+        with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype is not None):
+            if kind == "cuda":
+                return seconds_on_gpu(lambda: self.model(placed), self.device)
+            started = time.perf_counter()
+            self.model(placed)
+            return time.perf_counter() - started
+
+    def baselines(self, precision: Precision) -> dict[str, Eager]:
+        """What an artifact is timed against: eager in fp32, and in the artifact's precision if eager has it."""
+        sides = {"eager": Eager(self)}
+        dtype = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(precision)
+        # Half precision has no fast kernels on most CPUs: a round would take minutes.
+        if dtype is not None and (dtype is torch.bfloat16 or self.device != "cpu"):
+            sides[f"eager under {precision} autocast"] = Eager(self, dtype)
+        return sides
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the names, types, shapes and values of the state dict, in its order."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+            digest.update(memoryview(tensor.cpu().contiguous().numpy()).cast("B") if tensor.numel() else b"")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Eager:
+    """A network to be timed, under autocast to `dtype` if one is given."""
+
+    network: Network
+    dtype: torch.dtype | None = None
+
+    def seconds(self, image: Volume) -> float:
+        return self.network.seconds(image, self.dtype)
+
+
+@dataclass(frozen=True)
+class OpenedNetwork:
+    """A network with the contract that it is exported for."""
+
+    network: Network
+    contract: ShapeContract
+
+    @property
+    def name(self) -> str:
+        return self.network.name
+
+    @property
+    def label_threshold(self) -> float:
+        return self.network.label_threshold
+
+    def introduction(self) -> Iterator[str]:
+        yield f"{self.name} · {self.network.parameters / 1e6:.1f} M parameters · {self.network.weights}"
+        for note in self.network.notes:
+            yield f"  {note}"
+
+    def __call__(self, image: Volume) -> Outputs:
+        return self.network(image)
+
+    def baselines(self, precision: Precision) -> Mapping[str, Eager]:
+        return self.network.baselines(precision)
+
+    def program(self, request: Request, reporter: Reporter) -> Program:
+        with reporter.stage("capture") as stage:
+            captured = capture(self.network.model, self.contract)
+            stage.detail = f"dynamic {', '.join(axis.name for axis in self.contract.dynamic) or 'nothing'}"
+        manifest = self.describe(captured, request)
+        return Program(manifest, variants.variants(captured, request, reporter), activation_bytes(captured))
+
+    def describe(self, captured: Captured, request: Request) -> Manifest:
+        """What is known of the network before any target."""
+        network = self.network
+        model = Model(
+            architecture=network.architecture,
+            encoder=network.encoder,
+            arguments={name: plain(value) for name, value in network.arguments.items()},
+            parameters=network.parameters,
+            weights=network.weights,
+            sha256=network.sha256,
+            notes=network.notes,
+        )
+        return Manifest(
+            model=model,
+            contract=self.contract,
+            outputs=captured.outputs,
+            gflop=round(gflop(graph_module(captured), self.contract.opt), 3),
+            label_threshold=self.label_threshold,
+            device=request.device,
+        )
+
+
+def plain(value: Any) -> Any:
+    """An argument as JSON has it; a callable by its name."""
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return getattr(value, "__qualname__", str(value)) if callable(value) else value
+
+
+def contract_for(network: Network, request: Request) -> ShapeContract:
+    """The contract that a request asks for. What it leaves out comes from the contract saved with the network.
+
+    If there is none, it is the default contract around the smallest volume from 64 voxels an axis up.
+
+    Raises:
+        ShapeError: the sizes are not the network's.
+    """
+    multiple, least, saved = network.model.multiple, network.model.least, network.saved
+    bounds = saved if not request.static else None
+    coarse = request.multiple or (bounds and tuple(map(lcm, bounds.multiple, multiple)))
+    held = coarsened(multiple, coarse, network.name) if coarse else multiple
+    volume = (rounded_up(max(SMALLEST_DEFAULT, size), k) for size, k in zip(least, held, strict=True))
+    lower, upper = (bounds.min, bounds.max) if bounds else (None, None)
+    if lower and upper and request.multiple:
+        lower = (*lower[:2], *(rounded_up(size, k) for size, k in zip(lower[2:], held, strict=True)))
+        upper = (*upper[:2], *(size // k * k for size, k in zip(upper[2:], held, strict=True)))
+    shape = request.shape or (saved.opt if saved else (1, network.in_channels, *volume))
+    if len(shape) > 1 and shape[1] != network.in_channels:
+        raise ShapeError(f"C of --shape is {shape[1]}, but the network has {network.in_channels} input channels")
+    return ShapeContract.of(
+        shape,
+        multiple=multiple,
+        least=least,
+        min=request.min or lower,
+        max=request.max or upper,
+        coarse=coarse,
+        static=request.static,
+        network=network.name,
+        reason=network.model.least_reason,
+    )
+
+
+def randomise_normalisations(model: nn.Module) -> None:
+    """Random affine and running statistics, about what training leaves.
+
+    With the initial ones the outputs of an untrained network are near zero, and a wrong artifact would pass as equal.
+    """
+    for module in model.modules():
+        if isinstance(module, NORMALISATIONS) and module.weight is not None:
+            nn.init.normal_(module.weight, 0.8, 0.1)
+            nn.init.normal_(module.bias, 0.0, 0.1)
+        if isinstance(module, nn.BatchNorm3d) and module.running_mean is not None and module.running_var is not None:
+            nn.init.normal_(module.running_mean, 0.0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)

@@ -1,0 +1,113 @@
+"""An ONNX file that an export wrote, to make further artifacts from, without torch.
+
+The file in ONNX Runtime is what the artifacts are compared with and timed against: it was proved equal to the network
+when it was exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from smp3d_export import backends, hardware
+from smp3d_export.arrays import Outputs, Volume
+from smp3d_export.artifact.folder import sha256
+from smp3d_export.backends.variant import Variant
+from smp3d_export.contract import ShapeContract
+from smp3d_export.errors import UsageError
+from smp3d_export.onnxgraph import file
+from smp3d_export.onnxgraph.emulation import Emulation
+from smp3d_export.onnxgraph.graph import activation_bytes
+from smp3d_export.precision import Precision
+from smp3d_export.progress import Reporter
+from smp3d_export.sources.request import Program, Request, Timed
+
+BASELINE = "ONNX Runtime"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxSource:
+    """An ONNX file by its path."""
+
+    path: Path
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        return f"{self.path.resolve().parent.name}-{self.path.stem}"
+
+    @cached_property
+    def _file(self) -> file.OnnxFile:
+        return file.read(self.path)
+
+    def complete(self, request: Request) -> Request:
+        for name in request.targets:
+            if not backends.find(name).from_onnx:
+                possible = ", ".join(row.name for row in backends.ROWS if row.from_onnx)
+                raise UsageError(
+                    f"{name} is made from the network, not from an ONNX file. From a file these can be made: {possible}"
+                )
+        shapes = (request.shape, request.min, request.max, request.multiple)
+        if any(given is not None for given in shapes) or request.static:
+            options = "--shape, --min, --max, --multiple and --static"
+            raise UsageError(f"an ONNX file has its shapes from its export: leave out {options}")
+        calibrated = self._file.precision is Precision.INT8
+        if calibrated and request.calibration is not None:
+            raise UsageError(f"{str(self.path)!r} is in int8 already, with its ranges: leave out --calibration")
+        request = replace(request, precision=request.precision or self._file.precision).placed(cuda=False)
+        backends.check(request.targets, request.settings, calibrated=calibrated)
+        return request
+
+    def open(self, request: Request) -> OpenedFile:
+        return OpenedFile(self._file, request.threads or hardware.cores())
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedFile:
+    """An ONNX file with its session in ONNX Runtime."""
+
+    file: file.OnnxFile
+    threads: int
+    session: Emulation = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "session", Emulation(self.file.model, self.threads))
+
+    @property
+    def name(self) -> str:
+        return self.file.path.name
+
+    @property
+    def contract(self) -> ShapeContract:
+        return self.file.contract
+
+    @property
+    def label_threshold(self) -> float:
+        return self.file.manifest.label_threshold
+
+    def introduction(self) -> Iterator[str]:
+        model = self.file.manifest.model
+        yield f"{self.name} · {model.name} · {model.parameters / 1e6:.1f} M parameters · {model.weights}"
+
+    def __call__(self, image: Volume) -> Outputs:
+        return self.session(image)
+
+    def seconds(self, image: Volume) -> None:
+        self(image)
+
+    def baselines(self, precision: Precision) -> Mapping[str, Timed]:
+        return {BASELINE: self}
+
+    def program(self, request: Request, reporter: Reporter) -> Program:
+        source = {"file": self.file.path.name, "sha256": sha256(self.file.path)}
+        manifest = self.file.manifest
+        manifest = replace(
+            manifest,
+            facts={**manifest.facts, "source": source},
+            device=request.device,
+            versions=hardware.versions(),
+        )
+        activations = activation_bytes(self.file.model, self.contract.opt)
+        return Program(manifest, {"file": Variant("file", self.file)}, activations)

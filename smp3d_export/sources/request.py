@@ -1,0 +1,181 @@
+"""What a user asks for, and what every source of a network gives. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from smp3d_export import backends
+from smp3d_export.arrays import Outputs, Volume
+from smp3d_export.artifact.manifest import Manifest
+from smp3d_export.backends.variant import Variant
+from smp3d_export.contract import ShapeContract
+from smp3d_export.device import AUTO
+from smp3d_export.precision import Precision
+from smp3d_export.progress import Reporter
+from smp3d_export.runtime.calibration import Calibration
+from smp3d_export.runtime.volumes import Normalisation
+from smp3d_export.settings import OPSET, Settings
+
+Sizes = tuple[int, ...]
+Optimise = Literal["on", "off", "cpu", "auto"]
+
+
+class Source(Protocol):
+    """What a user names. It is opened once its request has been checked."""
+
+    @property
+    def seed(self) -> int:
+        """Of random weights and inputs."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """The name of the folder that artifacts go to by default."""
+        ...
+
+    def complete(self, request: Request) -> Request:
+        """The request with what it leaves to the source: precision and device.
+
+        Raises:
+            UsageError: it asks for something that this kind of source does not have.
+        """
+        ...
+
+    def open(self, request: Request) -> Opened:
+        """Read or build the network.
+
+        Raises:
+            UsageError: there is no such network, or the request does not fit it.
+        """
+        ...
+
+
+class Timed(Protocol):
+    """A network or an artifact: it runs, and may time itself."""
+
+    def seconds(self, image: Volume) -> float | None: ...
+
+
+class Opened(Protocol):
+    """A network that is ready to be exported, and to be compared with."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def contract(self) -> ShapeContract: ...
+
+    @property
+    def label_threshold(self) -> float:
+        """Above which a voxel of a one-class mask is labelled."""
+        ...
+
+    def introduction(self) -> Iterator[str]:
+        """Which network this is, with which weights: a line or more for the user."""
+        ...
+
+    def __call__(self, image: Volume) -> Outputs:
+        """Run the reference: (N, C, H, W, D) to the outputs by name."""
+        ...
+
+    def baselines(self, precision: Precision) -> Mapping[str, Timed]:
+        """What an artifact is timed against, by name; it is judged by the first."""
+        ...
+
+    def program(self, request: Request, reporter: Reporter) -> Program:
+        """What artifacts are made from.
+
+        Raises:
+            ExportError: the network cannot be captured.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Program:
+    """What artifacts are made from, and what their manifests say of it.
+
+    Attributes:
+        manifest: of the network, before any target.
+        variants: programs by name that compute the same, of which each target keeps the fastest.
+        activations: bytes that activations take at the optimum shape.
+    """
+
+    manifest: Manifest
+    variants: Mapping[str, Variant]
+    activations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One export.
+
+    Attributes:
+        source: the network.
+        shape, min, max: (N, C, H, W, D); by default those saved with the network, and otherwise as
+            `ShapeContract.of` has them.
+        multiple: what (H, W, D) are multiples of; by default what the network needs.
+        static: freeze every axis at `shape`.
+        targets: what to export to.
+        samples, normalisation: the user's volumes to compare on, and how they are normalised.
+        precision: by default that of an ONNX file, and otherwise fp32.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`, which the source decides.
+        threads: CPU threads; by default all cores.
+        optimise: which of the program's variants artifacts are made from; `auto`: the fastest here, for each target.
+        output: the artifact's folder; by default one in the working directory named after the network.
+        bench: whether to measure speed.
+        min_speedup: the least ratio of eager time to the artifact's.
+    """
+
+    source: Source
+    shape: Sizes | None = None
+    min: Sizes | None = None
+    max: Sizes | None = None
+    multiple: Sizes | None = None
+    static: bool = False
+    targets: tuple[str, ...] = ("onnx",)
+    samples: tuple[Path, ...] = ()
+    normalisation: Normalisation | None = None
+    precision: Precision | None = None
+    keep_fp32: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    gpus: tuple[str, ...] = ()
+    device: str = AUTO
+    threads: int | None = None
+    opset: int = OPSET
+    optimise: Optimise = "on"
+    output: Path | None = None
+    bench: bool = True
+    min_speedup: float | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """What every target is asked for."""
+        return Settings(
+            precision=self.precision or Precision.FP32,
+            opset=self.opset,
+            keep_fp32=self.keep_fp32,
+            calibration=self.calibration,
+            gpus=self.gpus,
+            device=self.device,
+        )
+
+    @property
+    def several(self) -> bool:
+        """Whether each target has a subfolder of its own."""
+        return len(self.targets) > 1
+
+    def placed(self, cuda: bool) -> Request:
+        """The request with a device: the GPU if there is one and every target runs on nothing else, or the CPU."""
+        if self.device != AUTO:
+            return self
+        on_gpu = cuda and all(backends.find(name).gpu for name in self.targets)
+        return replace(self, device="cuda" if on_gpu else "cpu")
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact goes."""
+        return self.output if self.output is not None else Path(self.source.title)

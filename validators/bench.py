@@ -1,0 +1,205 @@
+"""Artifacts side by side at several shapes: time, growth with the volume, memory, and how near to the machine's limit.
+
+Imports torch only where eager is what they are measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smp3d_export import hardware, runtime
+from smp3d_export.arrays import volume
+from smp3d_export.artifact import folder as artifact
+from smp3d_export.artifact.manifest import Manifest, read
+from smp3d_export.contract import Shape, ShapeContract, written
+from smp3d_export.errors import UsageError
+from smp3d_export.onnxgraph.session import session
+from smp3d_export.progress import Reporter
+from smp3d_export.validators.memory import peak_memory
+from smp3d_export.validators.throughput import Ratio, Side, Timing, ratio, rounds, timing
+
+EAGER = "eager"
+BEST_EAGER = "best eager"
+MATRIX = "matrix product"
+MATRIX_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class Row:
+    """One side at one shape. `gflops` is the work of the network as it was captured, by the time taken: for an artifact
+    that does less to the same effect, it may pass that of a matrix product. `ratio` is against the baseline, whose own
+    is None.
+    """
+
+    name: str
+    shape: Shape
+    timing: Timing
+    rounds: int
+    gflops: float | None
+    of_matrix_product: float | None
+    ratio: Ratio | None
+    peak_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured, on what, by how many threads."""
+
+    against: str
+    threads: int
+    precisions: Mapping[str, str]
+    matrix_gflops: float
+    rows: tuple[Row, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"hardware": hardware.describe(), "versions": hardware.versions()}
+
+
+def bench(
+    folders: Sequence[Path],
+    against: str = EAGER,
+    shapes: Sequence[Sequence[int]] | None = None,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    seconds: float = 15.0,
+    reporter: Reporter | None = None,
+) -> Bench:
+    """Time artifacts in alternating rounds with what they are measured against, `eager` or another artifact.
+
+    Args:
+        folders: of artifacts, or folders that hold several.
+        against: `eager`, which is built anew from the manifest with random weights, for speed does not depend on them,
+            and has its best form beside it; or the folder of an artifact.
+        shapes: (N, C, H, W, D); by default the contract's optimum, its least volume, and twice the optimum's volume
+            axes where the contract allows it.
+        threads: all cores by default.
+        seconds: how long the rounds at one shape may take; there are at least five.
+
+    Raises:
+        UsageError: a folder holds no artifact, or the artifacts are of networks that differ.
+        ShapeError: a shape is outside a contract.
+    """
+    reporter = reporter or Reporter()
+    threads = threads or hardware.cores()
+    places = [place for folder in folders for place in artifact.find(folder)]
+    names = named(places)
+    if against != EAGER:
+        names |= {against: Path(against)}
+        artifact.find(Path(against))
+    manifests = {name: read(place) for name, place in names.items()}
+    first = next(iter(manifests.values()))
+    for name, manifest in manifests.items():
+        if manifest.model.arguments != first.model.arguments:
+            raise UsageError(f"{name} is of another network than {next(iter(manifests))}: they cannot be compared")
+    contract = first.contract
+    for shape in shapes or ():
+        contract.check(shape)
+    chosen = [(n, c, h, w, d) for n, c, h, w, d in shapes] if shapes else default_shapes(contract)
+    with reporter.stage("load"):
+        sides: dict[str, Callable[[Any], float | None]] = {}
+        if against == EAGER:
+            sides |= eager(first, contract, threads, device)
+        else:
+            sides[against] = runtime.load(names[against], threads=threads, device=device).seconds
+        for name, place in names.items():
+            sides.setdefault(name, runtime.load(place, threads=threads, device=device).seconds)
+        memory = {name: peak_memory(place, threads, device) for name, place in names.items()}
+    matrix = matrix_product(threads)
+    rows: list[Row] = []
+    best_matrix = 0.0
+    for shape in chosen:
+        image = volume(shape, seed=0)
+        with reporter.stage("speed") as stage:
+            parts: list[Side] = [partial(side, image) for side in sides.values()]
+            times = rounds([*parts, matrix], step=stage.step, budget=seconds)
+            stage.detail = f"{written(shape)}, {len(times[0].seconds)} alternating rounds"
+        product = 2 * MATRIX_SIZE**3 / 1e9 / float(np.median(times[-1].seconds))
+        best_matrix = max(best_matrix, product)
+        work = first.gflop
+        for number, name in enumerate(sides):
+            measured = timing(times[number].first, times[number].seconds, prod(shape) // shape[1])
+            gflops = None if work is None else work * prod(shape) / prod(contract.opt) / measured.p50
+            rows.append(
+                Row(
+                    name=name,
+                    shape=shape,
+                    timing=measured,
+                    rounds=len(times[number].seconds),
+                    gflops=gflops,
+                    of_matrix_product=None if gflops is None else gflops / product,
+                    ratio=None if number == 0 else ratio(times[0].seconds, times[number].seconds),
+                    peak_memory=memory.get(name),
+                )
+            )
+    precisions = {name: str(manifest.precision) for name, manifest in manifests.items()}
+    return Bench(against, threads, precisions, best_matrix, tuple(rows))
+
+
+def named(places: Sequence[Path]) -> dict[str, Path]:
+    """Folders by the shortest names that tell them apart."""
+    short = {place: place.name for place in places}
+    if len(set(short.values())) < len(places):
+        short = {place: str(place) for place in places}
+    return {name: place for place, name in short.items()}
+
+
+def default_shapes(contract: ShapeContract) -> list[Shape]:
+    """The optimum, the least volume, and twice the optimum's volume axes as far as the contract goes; none twice."""
+    n, c, *volume_axes = contract.opt
+    h, w, d = (min(2 * size, axis.max) for size, axis in zip(volume_axes, contract.axes[2:], strict=True))
+    least = (n, c, *contract.min[2:])
+    return list(dict.fromkeys([contract.opt, least, (n, c, h, w, d)]))
+
+
+def eager(
+    manifest: Manifest, contract: ShapeContract, threads: int, device: str
+) -> dict[str, Callable[[Any], float | None]]:
+    """The network of an artifact, eagerly, with random weights: as it is published, and in its best form.
+
+    That is the rewritten one in channels-last-3d, as AOTInductor and TorchScript are given it.
+    """
+    import torch
+
+    from smp3d_export.optimise import optimise
+    from smp3d_export.program.capture import capture
+    from smp3d_export.program.memory_format import channels_last
+    from smp3d_export.sources.named import NamedNetwork, build
+
+    torch.set_num_threads(threads)
+    model = manifest.model
+    arguments = {name: value for name, value in model.arguments.items() if name != "encoder_name"}
+    arguments["encoder_weights"] = None
+    source = NamedNetwork(architecture=model.architecture, encoder=model.encoder, arguments=arguments)
+    network = build(source).to(device)
+    best: Any = channels_last(optimise(capture(network.model, contract)).captured)
+    return {EAGER: network.seconds, BEST_EAGER: replace(network, model=best).seconds}
+
+
+def matrix_product(threads: int) -> Side:
+    """A dense fp32 product of two square matrices in ONNX Runtime, which is about what a processor can reach."""
+    from onnx import TensorProto, helper
+
+    size = [MATRIX_SIZE, MATRIX_SIZE]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name in "ab"]
+    output = helper.make_tensor_value_info("c", TensorProto.FLOAT, size)
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    run = session(model.SerializeToString(), threads)
+    a, b = np.random.default_rng(0).standard_normal((2, *size), dtype=np.float32)
+
+    def side() -> None:
+        run.run(None, {"a": a, "b": b})
+
+    return side
