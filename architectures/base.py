@@ -30,8 +30,8 @@ class SegmentationModel(nn.Module):
     decoder: nn.Module
     segmentation_head: nn.Module
     classification_head: nn.Module | None
-    least_reason: ClassVar[str] = ""
-    """Why `least` is more than the encoder's."""
+    min_size_reason: ClassVar[str] = ""
+    """Why `min_size` is more than the encoder's."""
     _given: tuple[list[Any], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -51,16 +51,16 @@ class SegmentationModel(nn.Module):
         return self.encoder.multiple
 
     @property
-    def least(self) -> Triple:
+    def min_size(self) -> Triple:
         """The smallest volume (H, W, D) that the network takes."""
-        return self.encoder.least
+        return self.encoder.min_size
 
     def check(self, shape: Sequence[int]) -> None:
         """Refuse an input (N, C, H, W, D) that the network cannot take.
 
         Raises:
             ShapeError: it has not five axes or other channels, or a volume axis is no multiple of `multiple` or below
-                `least`.
+                `min_size`.
         """
         if len(shape) != len(AXES):
             raise ShapeError(
@@ -68,7 +68,7 @@ class SegmentationModel(nn.Module):
             )
         if shape[1] != self.encoder.in_channels:
             raise ShapeError(f"C is {shape[1]}, but the network has {self.encoder.in_channels} input channels")
-        check_multiples(shape[2:], self.multiple, self.least, self.least_reason)
+        check_multiples(shape[2:], self.multiple, self.min_size, self.min_size_reason)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """(N, C, H, W, D) to masks (N, classes, H, W, D); with a classification head also labels (N, aux classes).
@@ -135,7 +135,9 @@ class SegmentationModel(nn.Module):
         """
         if contract is not None:
             optimum = (contract.opt[0], self.encoder.in_channels, *contract.opt[2:])
-            ShapeContract.of(optimum, multiple=self.multiple, least=self.least, min=contract.min, max=contract.max)
+            ShapeContract.of(
+                optimum, multiple=self.multiple, min_size=self.min_size, min=contract.min, max=contract.max
+            )
         save(Path(folder), type(self), self.arguments, self.state_dict(), contract)
 
     @classmethod

@@ -15,7 +15,7 @@ from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Triple, product
 from smp3d_export.errors import UsageError
 
-LEAST_MAP = 8
+MIN_MAP = 8
 """Voxels an axis that the last feature map needs: three poolings halve it."""
 
 
@@ -39,7 +39,7 @@ class PAN(SegmentationModel):
         UsageError: arguments that do not go together.
     """
 
-    least_reason = f"its three poolings need {LEAST_MAP} voxels an axis in the last feature map"
+    min_size_reason = f"its three poolings need {MIN_MAP} voxels an axis in the last feature map"
 
     def __init__(
         self,
@@ -81,9 +81,9 @@ class PAN(SegmentationModel):
         return {"decoder_channels": shapes["decoder.fpa.mid.0.conv.weight"][0]}
 
     @property
-    def least(self) -> Triple:
+    def min_size(self) -> Triple:
         """The smallest volume (H, W, D): one whose last feature map has 8 voxels an axis."""
-        h, w, d = (max(LEAST_MAP * k, low) for k, low in zip(self.multiple, self.encoder.least, strict=True))
+        h, w, d = (max(MIN_MAP * k, low) for k, low in zip(self.multiple, self.encoder.min_size, strict=True))
         return h, w, d
 
 

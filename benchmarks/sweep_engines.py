@@ -69,14 +69,14 @@ def built(pair: Pair, precision: Precision) -> Row:
         architecture=pair.architecture.name, encoder=pair.encoder.name, arguments={"classes": CLASSES, **further}
     )
     model = build(network).model
-    least = (1, 1, *model.least)
-    largest = (2, 1, *(low + 2 * k for low, k in zip(model.least, model.multiple, strict=True)))
+    smallest = (1, 1, *model.min_size)
+    largest = (2, 1, *(low + 2 * k for low, k in zip(model.min_size, model.multiple, strict=True)))
     row: Row = {"network": pair.name, "precision": str(precision)}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "net"
         request = Request(
             network=network,
-            shape=least,
+            shape=smallest,
             max=largest,
             targets=(TARGET,),
             precision=precision,

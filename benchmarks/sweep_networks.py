@@ -204,7 +204,7 @@ def compared(pair: Pair, threads: int) -> Record:
         arguments={"in_channels": 1, "classes": CLASSES, **further},
     )
     net = network.build(request)
-    contract = contract_of(net.model.multiple, net.model.least)
+    contract = contract_of(net.model.multiple, net.model.min_size)
     clock.lap("build")
     captured = capture(net.model, contract)
     clock.lap("capture")
@@ -246,12 +246,12 @@ def compared(pair: Pair, threads: int) -> Record:
     }
 
 
-def contract_of(multiple: Sequence[int], least: Sequence[int]) -> Any:
+def contract_of(multiple: Sequence[int], min_size: Sequence[int]) -> Any:
     """From the smallest volume to two steps more, or twice it where that is more, of up to `BATCH`."""
     from smp3d_export.contract import ShapeContract
 
-    most = (max(2 * low, low + 2 * k) for low, k in zip(least, multiple, strict=True))
-    return ShapeContract.of((1, 1, *least), multiple=multiple, least=least, max=(BATCH, 1, *most))
+    most = (max(2 * low, low + 2 * k) for low, k in zip(min_size, multiple, strict=True))
+    return ShapeContract.of((1, 1, *min_size), multiple=multiple, min_size=min_size, max=(BATCH, 1, *most))
 
 
 def untraced(smallest: Sequence[int], multiple: Sequence[int]) -> tuple[int, ...]:

@@ -51,7 +51,7 @@ class Encoder(nn.Module, abc.ABC):
         return self.total_stride
 
     @property
-    def least(self) -> Triple:
+    def min_size(self) -> Triple:
         """The smallest volume (H, W, D) that the encoder takes."""
         return self.total_stride
 

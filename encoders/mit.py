@@ -60,14 +60,14 @@ class MixVisionTransformerEncoder(Encoder):
         self.block4, self.norm4 = stages[3]
 
     @property
-    def least(self) -> Triple:
+    def min_size(self) -> Triple:
         """The smallest volume: the attention of each stage shrinks its map, which must not be smaller than that."""
         total = self.total_stride
-        least = list(total)
+        minimum = list(total)
         for stage, reduction in zip(range(2, self.depth + 1), REDUCTIONS, strict=False):
             for axis, stride in enumerate(product(self.strides[:stage])):
-                least[axis] = max(least[axis], math.ceil(reduction * stride / total[axis]) * total[axis])
-        h, w, d = least
+                minimum[axis] = max(minimum[axis], math.ceil(reduction * stride / total[axis]) * total[axis])
+        h, w, d = minimum
         return h, w, d
 
     def stages(self) -> tuple[Stage, ...]:

@@ -82,8 +82,8 @@ class TimmEncoder(Encoder):
         return size, size, size
 
     @property
-    def least(self) -> Triple:
-        size = self.outline.least
+    def min_size(self) -> Triple:
+        size = self.outline.min_side
         return size, size, size
 
     def stages(self) -> tuple[Stage, ...]:
@@ -96,7 +96,7 @@ class TimmEncoder(Encoder):
         Raises:
             ShapeError: the model takes volumes of one size only, and this is not it.
         """
-        size = self.outline.least
+        size = self.outline.min_side
         if self.outline.fixed and any(axis != size for axis in x.shape[-3:]):
             raise ShapeError(
                 f"{self.spec.name} takes volumes of {size}×{size}×{size} only, "
@@ -111,12 +111,12 @@ class Outline:
 
     channels: tuple[int, ...]
     strides: Strides
-    least: int
+    min_side: int
     """The smallest side."""
     multiple: int
     """What a side must be a multiple of; attention in windows asks for more than the strides do."""
     fixed: bool
-    """Whether `least` is the only side, as with attention over the whole map that knows its positions."""
+    """Whether `min_side` is the only side, as with attention over the whole map that knows its positions."""
     stem: str
     parameters: int
 
@@ -193,15 +193,15 @@ def outline(model: str, depth: int, output_stride: int = 32) -> Outline:
         )
     strides = tuple((before // after,) * 3 for before, after in itertools.pairwise(sides))
     total = product(strides)[0]
-    least = next(side for side in range(total, usual + 1, total) if takes(net, side))
-    anything = takes(net, least + total)
+    min_side = next(side for side in range(total, usual + 1, total) if takes(net, side))
+    anything = takes(net, min_side + total)
     weights = net.state_dict()
     return Outline(
         channels=tuple(feature.shape[1] for feature in features),
         strides=strides,
-        least=least,
-        multiple=total if anything else least,
-        fixed=not anything and not takes(net, 2 * least),
+        min_side=min_side,
+        multiple=total if anything else min_side,
+        fixed=not anything and not takes(net, 2 * min_side),
         stem=next(f"model.{key}" for key, weight in weights.items() if weight.ndim == 5),
         parameters=sum(weight.numel() for weight in net.parameters()),
     )

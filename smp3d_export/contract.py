@@ -53,10 +53,10 @@ class ShapeContract:
         opt: Sequence[int],
         *,
         multiple: Sequence[int],
-        least: Sequence[int] | None = None,
+        min_size: Sequence[int] | None = None,
         min: Sequence[int] | None = None,
         max: Sequence[int] | None = None,
-        coarse: Sequence[int] | None = None,
+        requested_multiple: Sequence[int] | None = None,
         static: bool = False,
         network: str = "the network",
         reason: str = "",
@@ -66,29 +66,29 @@ class ShapeContract:
         Args:
             opt: the optimum (N, C, H, W, D).
             multiple: what H, W and D must be multiples of.
-            least: the smallest H, W and D that the network takes; `multiple` without.
-            min: the smallest (N, C, H, W, D); by default one of N, and `least`.
+            min_size: the smallest H, W and D that the network takes; `multiple` without.
+            min: the smallest (N, C, H, W, D); by default one of N, and `min_size`.
             max: the largest; by default twice the optimum, N too.
-            coarse: multiples of H, W and D to be held to, each one of the network's `multiple`.
+            requested_multiple: what the contract asks of H, W and D instead, itself a multiple of `multiple`.
             static: freeze every axis at the optimum.
             network: what messages call the network.
-            reason: why it takes no less than `least`.
+            reason: why it takes no less than `min_size`.
 
         Raises:
-            ShapeError: a size is no multiple, is below `least`, or the three are not in order.
+            ShapeError: a size is no multiple, is below `min_size`, or the three are not in order.
         """
         for what, shape in (("--shape", opt), ("--min", min), ("--max", max)):
             if shape is not None and (len(shape) != len(AXES) or any(size < 1 for size in shape)):
                 raise ShapeError(
                     f"{what} is {written(shape)}; it takes five positive numbers N,C,H,W,D, for example 1,1,128,128,64"
                 )
-        if static and (min or max or coarse):
+        if static and (min or max or requested_multiple):
             raise ShapeError(
                 "--static freezes every axis at --shape, so it does not go with --min, --max or --multiple"
             )
-        held = coarsened(multiple, coarse, network) if coarse else tuple(multiple)
-        multiples = (1, 1, *held)
-        floor = (1, opt[1], *(rounded_up(size, k) for size, k in zip(least or multiple, held, strict=True)))
+        applied = checked_multiple(multiple, requested_multiple, network) if requested_multiple else tuple(multiple)
+        multiples = (1, 1, *applied)
+        floor = (1, opt[1], *(rounded_up(size, k) for size, k in zip(min_size or multiple, applied, strict=True)))
         needs = [
             f"{network} needs" if k == own else "the contract asks, by --multiple, for"
             for k, own in zip(multiples, (1, 1, *multiple), strict=True)
@@ -250,33 +250,33 @@ def rounded_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def coarsened(multiple: Sequence[int], coarse: Sequence[int], network: str) -> tuple[int, ...]:
-    """Multiples of H, W and D to be held to, where they are multiples of what the network needs.
+def checked_multiple(multiple: Sequence[int], requested: Sequence[int], network: str) -> tuple[int, ...]:
+    """The `requested` multiples of H, W and D, once they are known to be multiples of the network's own.
 
     Raises:
         ShapeError: one is not, or there are not three.
     """
-    if len(coarse) != 3:
-        raise ShapeError(f"--multiple is {written(coarse)}; it takes three numbers, H,W,D, for example 64,32,32")
-    for name, k, own in zip(AXES[2:], coarse, multiple, strict=True):
+    if len(requested) != 3:
+        raise ShapeError(f"--multiple is {written(requested)}; it takes three numbers, H,W,D, for example 64,32,32")
+    for name, k, own in zip(AXES[2:], requested, multiple, strict=True):
         if k < 1 or k % own:
             below, above = k // own * own, (k // own + 1) * own
             use = f"{below} or {above}" if below > 0 else str(own)
             raise ShapeError(f"--multiple is {k} for {name}, but {network} needs a multiple of {own}: use {use}.")
-    return tuple(coarse)
+    return tuple(requested)
 
 
 def check_multiples(
-    sizes: Sequence[int], multiple: Sequence[int], least: Sequence[int] | None = None, reason: str = ""
+    sizes: Sequence[int], multiple: Sequence[int], min_size: Sequence[int] | None = None, reason: str = ""
 ) -> None:
-    """Refuse volume axes that are no multiples of the network's total stride, or below the `least` that it takes.
+    """Refuse volume axes that are no multiples of the network's total stride, or below the `min_size` that it takes.
 
     `reason` is why it takes no less.
 
     Raises:
         ShapeError: it names the axis and the nearest valid sizes.
     """
-    for name, size, k, lowest in zip(AXES[2:], sizes, multiple, least or multiple, strict=True):
+    for name, size, k, lowest in zip(AXES[2:], sizes, multiple, min_size or multiple, strict=True):
         if size % k or size == 0:
             below, above = size // k * k, (size // k + 1) * k
             use = f"{below} or {above}" if below >= lowest else str(max(above, lowest))

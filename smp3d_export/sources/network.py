@@ -18,7 +18,7 @@ from smp3d_export.architectures.base import SegmentationModel
 from smp3d_export.arrays import Outputs, Volume
 from smp3d_export.artifact.manifest import Manifest, Model
 from smp3d_export.backends.pytorch import seconds_on_gpu, without_tf32
-from smp3d_export.contract import ShapeContract, coarsened, rounded_up
+from smp3d_export.contract import ShapeContract, checked_multiple, rounded_up
 from smp3d_export.errors import ShapeError, TargetUnavailableError
 from smp3d_export.optimise import gflop
 from smp3d_export.precision import Precision
@@ -221,28 +221,28 @@ def contract_for(network: Network, request: Request) -> ShapeContract:
     Raises:
         ShapeError: the sizes are not the network's.
     """
-    multiple, least, saved = network.model.multiple, network.model.least, network.saved
+    multiple, min_size, saved = network.model.multiple, network.model.min_size, network.saved
     bounds = saved if not request.static else None
-    coarse = request.multiple or (bounds and tuple(map(lcm, bounds.multiple, multiple)))
-    held = coarsened(multiple, coarse, network.name) if coarse else multiple
-    volume = (rounded_up(max(SMALLEST_DEFAULT, size), k) for size, k in zip(least, held, strict=True))
+    requested = request.multiple or (bounds and tuple(map(lcm, bounds.multiple, multiple)))
+    applied = checked_multiple(multiple, requested, network.name) if requested else multiple
+    volume = (rounded_up(max(SMALLEST_DEFAULT, size), k) for size, k in zip(min_size, applied, strict=True))
     lower, upper = (bounds.min, bounds.max) if bounds else (None, None)
     if lower and upper and request.multiple:
-        lower = (*lower[:2], *(rounded_up(size, k) for size, k in zip(lower[2:], held, strict=True)))
-        upper = (*upper[:2], *(size // k * k for size, k in zip(upper[2:], held, strict=True)))
+        lower = (*lower[:2], *(rounded_up(size, k) for size, k in zip(lower[2:], applied, strict=True)))
+        upper = (*upper[:2], *(size // k * k for size, k in zip(upper[2:], applied, strict=True)))
     shape = request.shape or (saved.opt if saved else (1, network.in_channels, *volume))
     if len(shape) > 1 and shape[1] != network.in_channels:
         raise ShapeError(f"C of --shape is {shape[1]}, but the network has {network.in_channels} input channels")
     return ShapeContract.of(
         shape,
         multiple=multiple,
-        least=least,
+        min_size=min_size,
         min=request.min or lower,
         max=request.max or upper,
-        coarse=coarse,
+        requested_multiple=requested,
         static=request.static,
         network=network.name,
-        reason=network.model.least_reason,
+        reason=network.model.min_size_reason,
     )
 
 

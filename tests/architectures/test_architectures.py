@@ -71,7 +71,7 @@ def tensors(model: SegmentationModel) -> dict[str, tuple[int, ...]]:
 
 
 def masks_of(model: SegmentationModel, size: tuple[int, ...] | None = None) -> torch.Size:
-    volume = torch.zeros(2, model.encoder.in_channels, *(size or model.least), device="meta")
+    volume = torch.zeros(2, model.encoder.in_channels, *(size or model.min_size), device="meta")
     with torch.no_grad():
         return model(volume).shape
 
@@ -137,7 +137,7 @@ def test_arguments_that_cannot_be_are_named(name: str, encoder: str, arguments: 
 @pytest.mark.parametrize(("name", "family", "which"), STRIDED)
 def test_masks_have_the_size_of_the_input_with_any_strides(name: str, family: str, which: str) -> None:
     model = on_meta(name, FAMILIES[family], classes=3, strides=STRIDES[which], **NEEDS.get((name, family), {}))
-    size = tuple(least + n * k for n, least, k in zip((0, 1, 2), model.least, model.multiple, strict=True))
+    size = tuple(min_size + n * k for n, min_size, k in zip((0, 1, 2), model.min_size, model.multiple, strict=True))
     assert masks_of(model, size) == (2, 3, *size)
 
 
@@ -146,7 +146,7 @@ def test_encoders_of_fewer_stages(name: str, encoder: str, depth: int) -> None:
     model = on_meta(name, encoder, **at_depth(name, depth))
     dilated = {"DeepLabV3": 3, "DeepLabV3Plus": 4}.get(name, 5)  # the stages before the dilated ones
     assert model.multiple == (2 ** min(depth, dilated),) * 3
-    assert masks_of(model) == (2, 1, *model.least)
+    assert masks_of(model) == (2, 1, *model.min_size)
 
 
 @pytest.mark.parametrize("name", ["FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet", "Segformer"])
@@ -155,14 +155,14 @@ def test_upsampling_is_what_is_asked_for(name: str) -> None:
     model = on_meta(name, SMALLEST, upsampling=(2, 1, 4))
     head = usual.segmentation_head.get_submodule("1")
     factors = [int(s) for s in head.scale_factor]  # pyright: ignore
-    expected = [size // k * s for size, k, s in zip(model.least, factors, (2, 1, 4), strict=True)]
+    expected = [size // k * s for size, k, s in zip(model.min_size, factors, (2, 1, 4), strict=True)]
     assert list(masks_of(model)[2:]) == expected
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_shapes_that_cannot_be_are_refused(name: str) -> None:
     model = on_meta(name, SMALLEST)
-    h, w, d = model.least
+    h, w, d = model.min_size
     k = model.multiple[0]
     for shape, says in (
         ((1, 1, h, w + 1, d), f"W is {w + 1}, but the network needs a multiple of {k}: use {w} or {w + k}."),
@@ -177,14 +177,14 @@ def test_shapes_that_cannot_be_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "least"),
+    ("arguments", "min_size"),
     [({}, 128), ({"encoder_output_stride": 32}, 256), ({"strides": [(2, 1, 2)] * 5}, (128, 8, 128))],
 )
-def test_pan_needs_eight_voxels_in_the_last_map(arguments: Mapping[str, Any], least) -> None:
+def test_pan_needs_eight_voxels_in_the_last_map(arguments: Mapping[str, Any], min_size) -> None:
     model = on_meta("PAN", SMALLEST, **arguments)
-    assert model.least == ((least,) * 3 if isinstance(least, int) else least)
-    assert masks_of(model) == (2, 1, *model.least)
-    h, w, d = model.least
+    assert model.min_size == ((min_size,) * 3 if isinstance(min_size, int) else min_size)
+    assert masks_of(model) == (2, 1, *model.min_size)
+    h, w, d = model.min_size
     with pytest.raises(ShapeError) as error:
         model(torch.zeros(1, 1, h - model.multiple[0], w, d, device="meta"))
     assert f"needs at least {h}: its three poolings need 8 voxels an axis in the last feature map" in str(error.value)
@@ -194,7 +194,7 @@ def test_pan_needs_eight_voxels_in_the_last_map(arguments: Mapping[str, Any], le
 def test_mix_vision_transformers_take_any_number_of_channels(name: str, family: str) -> None:
     for channels in (1, 4):
         model = on_meta(name, FAMILIES[family], in_channels=channels, **NEEDS.get((name, family), {}))
-        assert masks_of(model) == (2, 1, *model.least)
+        assert masks_of(model) == (2, 1, *model.min_size)
 
 
 # Heads
@@ -205,7 +205,7 @@ def test_a_classification_head_gives_labels_beside_the_masks(name: str) -> None:
     head = {"classes": 4, "pooling": "max", "dropout": 0.5, "activation": "sigmoid"}
     model = create_model(name, SMALLEST, None, 1, 2, aux_params=head, strides=SHALLOW).eval()
     randomise_normalisations(model)  # with the initial ones everything is about zero
-    size = [2 * least for least in model.least]  # so that the last map has more than one voxel
+    size = [2 * min_size for min_size in model.min_size]  # so that the last map has more than one voxel
     image = torch.randn(2, 1, *size)
     with torch.no_grad():
         masks, labels = model(image)
@@ -253,7 +253,7 @@ def test_every_weight_is_drawn_once(name: str) -> None:
 def test_every_weight_that_is_used_learns(name: str) -> None:
     """A gradient reaches all of the decoder and the heads; of the encoder, all but its unused last layers."""
     model = create_model(name, SMALLEST, None, 1, 2, strides=SHALLOW).train()
-    model(torch.randn(2, 1, *model.least)).mean().backward()
+    model(torch.randn(2, 1, *model.min_size)).mean().backward()
     without = {key for key, p in model.named_parameters() if p.grad is None}
     assert all(key.startswith("encoder.") for key in without)
 

@@ -59,13 +59,13 @@ def test_onnx_agrees_at_shapes_that_were_not_traced(
 ) -> None:
     arguments = {"in_channels": 1, "classes": 2, **arguments}
     network = build(NamedNetwork(architecture=name, encoder=FAMILIES[family], arguments=arguments))
-    least, multiple = network.model.least, network.model.multiple
+    least, multiple = network.model.min_size, network.model.multiple
     # From the least volume to one step more on each axis beside the one that is traced.
     middle = [size + step * k for step, size, k in zip((2, 1, 0), least, multiple, strict=True)]
     contract = ShapeContract.of(
         (1, 1, *middle),
         multiple=multiple,
-        least=least,
+        min_size=least,
         max=(2, 1, *(size + 2 * k for size, k in zip(least, multiple, strict=True))),
     )
     captured = optimise(capture(network.model, contract)).captured

@@ -36,7 +36,7 @@ def test_the_row_is_all_it_takes(row: EncoderSpec) -> None:
     assert row.name in get_encoder_names()
     model = create_model("unet", row.name, None, in_channels=1, strides=[(2, 2, 1), *[(2, 2, 2)] * 4]).eval()
     assert sum(p.numel() for p in model.encoder.parameters()) == row.parameters
-    image = torch.randn(1, 1, *model.least)
+    image = torch.randn(1, 1, *model.min_size)
     with torch.inference_mode():
         assert tuple(m.shape[1] for m in model.encoder(image)) == (1, *row.channels)
         assert model(image).shape == image.shape

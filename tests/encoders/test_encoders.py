@@ -37,9 +37,9 @@ def test_row_says_the_parameters(spec) -> None:
 def test_maps_have_the_channels_and_sizes_of_the_row(name: str, strides) -> None:
     encoder = get_encoder(name, in_channels=2, strides=strides).eval()
     with torch.no_grad():
-        maps = encoder(torch.randn(1, 2, *encoder.least))
+        maps = encoder(torch.randn(1, 2, *encoder.min_size))
     sizes = [
-        tuple(size // stride for size, stride in zip(encoder.least, product(strides[:stage]), strict=True))
+        tuple(size // stride for size, stride in zip(encoder.min_size, product(strides[:stage]), strict=True))
         for stage in range(6)
     ]
     assert [tuple(m.shape[1:]) for m in maps] == [
@@ -52,7 +52,7 @@ def test_maps_have_the_channels_and_sizes_of_the_row(name: str, strides) -> None
 def test_depth_runs_the_first_stages_alone(name: str, depth: int) -> None:
     encoder = get_encoder(name, in_channels=1, depth=depth).eval()
     with torch.no_grad():
-        maps = encoder(torch.randn(1, 1, *encoder.least))
+        maps = encoder(torch.randn(1, 1, *encoder.min_size))
     assert [m.shape[1] for m in maps] == list(encoder.out_channels)
     assert encoder.total_stride == (2**depth,) * 3
 

@@ -32,7 +32,7 @@ def test_no_size_is_baked_in_wherever_the_range_ends(multiple: int, largest: int
     contract = ShapeContract.of(
         (1, 1, LEAST, LEAST, LEAST),
         multiple=(multiple,) * 3,
-        least=(LEAST,) * 3,
+        min_size=(LEAST,) * 3,
         max=(2, 1, largest, largest, largest),
     )
     model = Pooled().eval()

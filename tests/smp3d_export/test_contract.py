@@ -35,7 +35,7 @@ def test_defaults_reach_from_one_stride_to_twice_the_optimum() -> None:
 
 
 def test_it_can_be_held_to_coarser_multiples() -> None:
-    contract = ShapeContract.of(OPT, multiple=MULTIPLE, least=(32, 96, 32), coarse=(64, 64, 32))
+    contract = ShapeContract.of(OPT, multiple=MULTIPLE, min_size=(32, 96, 32), requested_multiple=(64, 64, 32))
     assert str(contract) == "N 1–2 · C 1 · H 64–256 by 64 · W 128–256 by 64 · D 32–128 by 32"
 
 
@@ -52,23 +52,32 @@ def test_static_freezes_every_axis() -> None:
         ({"opt": (1, 1, 100, 128, 64)}, "H is 100, but unet/x needs a multiple of 32: use 96 or 128."),
         ({"opt": (1, 1, 20, 128, 64)}, "H is 20, but unet/x needs a multiple of 32: use 32."),
         ({"opt": (1, 1, 128, 128)}, "five positive numbers"),
-        ({"opt": OPT, "least": (32, 160, 32)}, "W is 128, but unet/x needs at least 160."),
+        ({"opt": OPT, "min_size": (32, 160, 32)}, "W is 128, but unet/x needs at least 160."),
         ({"opt": OPT, "min": (1, 1, 32, 160, 32)}, "W has minimum 160, optimum 128 and maximum 256"),
         ({"opt": OPT, "max": (1, 1, 128, 128, 32)}, "D has minimum 32, optimum 64 and maximum 32"),
         ({"opt": OPT, "min": (1, 3, 32, 32, 32)}, "--min has C 3"),
         ({"opt": OPT, "min": (1, 1, 33, 32, 32)}, "H of --min is 33"),
         ({"opt": OPT, "min": (1, 1, 32, 32, 32), "static": True}, "--static freezes every axis"),
-        ({"opt": OPT, "coarse": (64, 64, 64), "static": True}, "--static freezes every axis"),
+        ({"opt": OPT, "requested_multiple": (64, 64, 64), "static": True}, "--static freezes every axis"),
         (
-            {"opt": OPT, "coarse": (64, 48, 32)},
+            {"opt": OPT, "requested_multiple": (64, 48, 32)},
             "--multiple is 48 for W, but unet/x needs a multiple of 32: use 32 or 64.",
         ),
-        ({"opt": OPT, "coarse": (64,)}, "--multiple is 64; it takes three numbers, H,W,D"),
-        ({"opt": OPT, "coarse": (64, 0, 32)}, "--multiple is 0 for W, but unet/x needs a multiple of 32: use 32."),
-        ({"opt": OPT, "coarse": (64, 16, 32)}, "--multiple is 16 for W, but unet/x needs a multiple of 32: use 32."),
-        ({"opt": (1, 1, 96, 96, 64), "coarse": (64, 32, 32)}, "H is 96, but the contract asks, by --multiple, for a"),
+        ({"opt": OPT, "requested_multiple": (64,)}, "--multiple is 64; it takes three numbers, H,W,D"),
         (
-            {"opt": (1, 1, 64, 100, 64), "coarse": (64, 32, 32)},
+            {"opt": OPT, "requested_multiple": (64, 0, 32)},
+            "--multiple is 0 for W, but unet/x needs a multiple of 32: use 32.",
+        ),
+        (
+            {"opt": OPT, "requested_multiple": (64, 16, 32)},
+            "--multiple is 16 for W, but unet/x needs a multiple of 32: use 32.",
+        ),
+        (
+            {"opt": (1, 1, 96, 96, 64), "requested_multiple": (64, 32, 32)},
+            "H is 96, but the contract asks, by --multiple, for a",
+        ),
+        (
+            {"opt": (1, 1, 64, 100, 64), "requested_multiple": (64, 32, 32)},
             "W is 100, but unet/x needs a multiple of 32: use 96 or",
         ),
     ],

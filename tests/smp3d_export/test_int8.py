@@ -111,7 +111,7 @@ def test_the_golden_input_is_none_of_the_volumes_and_proves_the_artifact_again(
 
 
 def test_what_is_compared_is_of_the_volumes_at_places_of_its_own(scans: Path) -> None:
-    contract = ShapeContract.of((2, 1, 32, 24, 16), multiple=(8, 8, 8), least=(8, 8, 8))
+    contract = ShapeContract.of((2, 1, 32, 24, 16), multiple=(8, 8, 8), min_size=(8, 8, 8))
     calibration = Calibration(scans)
     request = Request(
         source=NamedNetwork(architecture="Unet", encoder="resnet18"),
@@ -233,7 +233,7 @@ def test_volumes_with_other_channels_are_refused(cli, target: str) -> None:
 
 
 def test_batches_have_the_optimum_of_a_frozen_contract(scans: Path) -> None:
-    contract = ShapeContract.of((3, 1, 32, 24, 16), multiple=(8, 8, 8), least=(8, 8, 8), static=True)
+    contract = ShapeContract.of((3, 1, 32, 24, 16), multiple=(8, 8, 8), min_size=(8, 8, 8), static=True)
     batches = Calibration(scans, count=7).batches(contract)
     first, again = list(batches), list(batches)
     assert [batch.shape for batch in first] == [(3, 1, 32, 24, 16)] * len(batches) == [contract.opt] * 2
@@ -244,7 +244,7 @@ def test_batches_have_the_optimum_of_a_frozen_contract(scans: Path) -> None:
 
 
 def test_a_small_volume_is_mirrored_and_a_folder_without_one_refused(scans: Path, tmp_path: Path) -> None:
-    contract = ShapeContract.of((1, 1, 64, 32, 32), multiple=(8, 8, 8), least=(8, 8, 8))
+    contract = ShapeContract.of((1, 1, 64, 32, 32), multiple=(8, 8, 8), min_size=(8, 8, 8))
     assert {patch.shape for patch in Calibration(scans, count=4).patches(contract)} == {(1, 1, 64, 32, 32)}
     with pytest.raises(UsageError, match="has no volume in it"):
         Calibration(tmp_path).files()

@@ -22,7 +22,7 @@ from smp3d_export.program.graph import graph_module, operator
 from smp3d_export.program.lowering import lowered
 from smp3d_export.settings import Settings
 
-CONTRACT = ShapeContract.of((1, 1, 8, 8, 8), multiple=(1, 1, 1), least=(4, 4, 4))
+CONTRACT = ShapeContract.of((1, 1, 8, 8, 8), multiple=(1, 1, 1), min_size=(4, 4, 4))
 
 
 def captured(kind: type[nn.Module]) -> Captured:

@@ -45,7 +45,7 @@ def built(name: str = "UnetPlusPlus", **others: Any) -> Any:
 
 
 def contract_of(model: Any, *shape: int) -> ShapeContract:
-    return ShapeContract.of(shape, multiple=model.multiple, least=model.least)
+    return ShapeContract.of(shape, multiple=model.multiple, min_size=model.min_size)
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ def test_options_win_over_the_contract(saved: Path, asked: dict[str, Any], expec
 
 def test_multiples_are_saved_with_the_contract(tmp_path: Path) -> None:
     model = built()
-    contract = ShapeContract.of((1, 2, 8, 8, 8), multiple=model.multiple, coarse=(4, 4, 8))
+    contract = ShapeContract.of((1, 2, 8, 8, 8), multiple=model.multiple, requested_multiple=(4, 4, 8))
     model.save_pretrained(tmp_path / "best", contract)
     source = SavedModel(source=str(tmp_path / "best"))
     assert contract_for(source.build(), Request(source=source)) == contract

@@ -60,7 +60,7 @@ def test_torchscript_carries_its_description_and_runs_without_this_package(cli) 
 def test_torchscript_makes_what_it_needs_where_its_image_is(tmp_path: Path) -> None:
     """The bins of a pyramid, which would else be on the device that the network was captured on."""
     model = smp.create_model("PSPNet", "resnet18", encoder_weights=None, in_channels=1).eval()
-    contract = ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple, least=model.least)
+    contract = ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple, min_size=model.min_size)
     export("torchscript", capture(model, contract), tmp_path)
     graph = torch.jit.load(str(tmp_path / "model.ts")).graph
     made = list(graph.findAllNodes("aten::arange"))
@@ -213,7 +213,7 @@ def test_interpolation_for_the_compiler_is_that_of_pytorch(source: tuple[int, ..
 def test_the_compiler_is_not_given_what_it_gets_wrong(architecture: str, wrong: str) -> None:
     """It folds batch normalisations into transposed convolutions wrongly, and divides by 0 where an axis is 1."""
     model = smp.create_model(architecture, "resnet18", encoder_weights=None, in_channels=1).eval()
-    captured = capture(model, ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple, least=model.least))
+    captured = capture(model, ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple, min_size=model.min_size))
     program, _ = inductor.program(captured, Settings())
     named = [str(node.target) for node in captured.program.graph.nodes if wrong in str(node.target)]
     left = [str(node.target) for node in program.graph.nodes if wrong in str(node.target)]
