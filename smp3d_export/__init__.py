@@ -6,6 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smp3d_export.api import bench as bench
+    from smp3d_export.api import export as export
+    from smp3d_export.api import verify as verify
     from smp3d_export.architectures import create_model as create_model
     from smp3d_export.architectures.deeplabv3 import DeepLabV3 as DeepLabV3
     from smp3d_export.architectures.deeplabv3 import DeepLabV3Plus as DeepLabV3Plus
@@ -42,6 +45,7 @@ _WHERE = {
     "Unet": "smp3d_export.architectures.unet",
     "UnetPlusPlus": "smp3d_export.architectures.unetplusplus",
     "ShapeContract": "smp3d_export.contract",
+    "bench": "smp3d_export.api",
     "convert_2d_weights_to_3d": "smp3d_export.encoders.published",
     "create_model": "smp3d_export.architectures",
     "from_pretrained": "smp3d_export.architectures.persistence",
@@ -50,7 +54,9 @@ _WHERE = {
     "get_preprocessing_fn": "smp3d_export.encoders",
     "get_preprocessing_params": "smp3d_export.encoders",
     "encoders": "smp3d_export.encoders",
+    "export": "smp3d_export.api",
     "load": "smp3d_export.runtime",
+    "verify": "smp3d_export.api",
 }
 
 __all__ = [
@@ -66,13 +72,17 @@ __all__ = [
     "UPerNet",
     "Unet",
     "UnetPlusPlus",
+    "bench",
     "convert_2d_weights_to_3d",
     "create_model",
+    "export",
     "from_pretrained",
     "get_encoder",
     "get_encoder_names",
     "get_preprocessing_fn",
     "get_preprocessing_params",
+    "load",
+    "verify",
 ]
 
 

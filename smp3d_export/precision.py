@@ -1,6 +1,10 @@
 """The precisions that an artifact can compute in."""
 
+from __future__ import annotations
+
 from enum import StrEnum
+
+from smp3d_export.errors import unknown
 
 
 class Precision(StrEnum):
@@ -11,6 +15,17 @@ class Precision(StrEnum):
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+
+    @classmethod
+    def named(cls, name: str) -> Precision:
+        """A precision by its name.
+
+        Raises:
+            UsageError: there is no such precision.
+        """
+        if name not in list(cls):
+            raise unknown("precision", name, cls, ", ".join(cls))
+        return cls(name)
 
     @property
     def is_half(self) -> bool:

@@ -59,6 +59,16 @@ class Report:
         codes = {verdict.error.exit_code for verdict in self.verdicts if verdict.error is not None}
         return next((code for code in EXIT_ORDER if code in codes), max(codes, default=0))
 
+    def raise_for_failure(self) -> None:
+        """Raise the error that the exit code stands for, if a target failed.
+
+        Raises:
+            Smp3dExportError: the error of a target.
+        """
+        for verdict in self.verdicts:
+            if verdict.error is not None and verdict.error.exit_code == self.exit_code:
+                raise verdict.error
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "network": self.network,

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from smp3d_export import __version__, backends
 from smp3d_export.architectures import architecture_spec
 from smp3d_export.cli import options, parsing
+from smp3d_export.device import checked
 from smp3d_export.encoders import encoder_spec
 from smp3d_export.errors import Smp3dExportError, UsageError
 from smp3d_export.progress import Reporter
@@ -27,7 +28,7 @@ from smp3d_export.report import Destination, Failure, Result
 from smp3d_export.runtime.calibration import Calibration
 from smp3d_export.sources.named import NamedNetwork
 from smp3d_export.sources.onnx import OnnxSource
-from smp3d_export.sources.request import Request, Source
+from smp3d_export.sources.request import Request, Source, optimise_named
 from smp3d_export.sources.saved import SavedModel
 
 MAIN = "export"
@@ -209,10 +210,10 @@ def run_export(
         keep_fp32=tuple(keep_fp32 or ()),
         calibration=None if calibration is None else Calibration(calibration, normalisation),
         gpus=parsing.capabilities(gpu),
-        device=parsing.device(device, auto=True),
+        device=checked(device, auto=True),
         threads=threads,
         opset=opset,
-        optimise=parsing.optimise(optimise),
+        optimise=optimise_named(optimise),
         output=output,
         bench=not no_bench,
         min_speedup=min_speedup,
@@ -332,7 +333,7 @@ def verify(
 
     reports = parsing.reports(report)
     reporter = Reporter(Console(stderr=True))
-    result = job.verify(folder, reporter, threads=threads, device=parsing.device(device))
+    result = job.verify(folder, reporter, threads=threads, device=checked(device))
     deliver(result, reports, as_json, lambda out: console.show(result, out, speed=False))
 
 
@@ -363,7 +364,7 @@ def bench(
         against,
         shapes,
         threads=threads,
-        device=parsing.device(device),
+        device=checked(device),
         seconds=seconds,
         reporter=Reporter(Console(stderr=True)),
     )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from smp3d_export.device import AUTO, is_device
 from smp3d_export.errors import UsageError, unknown
 from smp3d_export.precision import Precision
 from smp3d_export.report import FORMATS, Destination
 from smp3d_export.runtime.volumes import Normalisation
-from smp3d_export.sources.request import Optimise
 
 
 def numbers(option: str, text: str, example: str) -> tuple[int, ...]:
@@ -64,8 +61,6 @@ def normalisation(text: str | None) -> Normalisation | None:
         mean, std = (float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--normalize is {text!r}; it takes MEAN,STD, for example 38.4,74.8, or zscore") from None
-    if not math.isfinite(mean) or not math.isfinite(std) or std <= 0:
-        raise UsageError(f"--normalize is {text!r}; the mean must be a number and the deviation one above 0")
     return Normalisation(mean, std)
 
 
@@ -107,20 +102,7 @@ def values(text: str) -> Any:
 
 def precision(text: str | None) -> Precision | None:
     """A precision by its name."""
-    if text is None:
-        return None
-    if text not in list(Precision):
-        raise unknown("precision", text, Precision, ", ".join(Precision))
-    return Precision(text)
-
-
-def device(text: str, *, auto: bool = False) -> str:
-    """`cpu`, `cuda` or `cuda:N`; `auto` where that is decided later."""
-    if auto and text == AUTO:
-        return text
-    if not is_device(text):
-        raise UsageError(f"--device is {text!r}; it is cpu, cuda or cuda:N")
-    return text
+    return None if text is None else Precision.named(text)
 
 
 def capabilities(text: str | None) -> tuple[str, ...]:
@@ -149,13 +131,6 @@ def reports(texts: Iterable[str] | None) -> tuple[Destination, ...]:
             raise UsageError(f"--report {text} cannot be written: there is no folder {str(file.parent)!r}")
         found.append(Destination(kind, file))
     return tuple(found)
-
-
-def optimise(text: str) -> Optimise:
-    """`on`, `off`, `cpu` or `auto`."""
-    if text == "on" or text == "off" or text == "cpu" or text == "auto":
-        return text
-    raise UsageError(f"--optimise is {text!r}; it is on, off, cpu or auto")
 
 
 def value(text: str) -> Any:

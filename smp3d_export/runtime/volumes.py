@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,15 @@ class Normalisation:
 
     mean: float | None = None
     std: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `UsageError` for a mean that is not a number, or a standard deviation that is not above 0."""
+        if self.mean is None or self.std is None:
+            return
+        if not math.isfinite(self.mean) or not math.isfinite(self.std) or self.std <= 0:
+            raise UsageError(
+                f"--normalize is {self}; the mean must be a number and the standard deviation a number above 0"
+            )
 
     def __call__(self, volume: Volume) -> Volume:
         mean = float(volume.mean(dtype=np.float64)) if self.mean is None else self.mean

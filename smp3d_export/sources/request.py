@@ -13,6 +13,7 @@ from smp3d_export.artifact.manifest import Manifest
 from smp3d_export.backends.variant import Variant
 from smp3d_export.contract import ShapeContract
 from smp3d_export.device import AUTO
+from smp3d_export.errors import UsageError
 from smp3d_export.precision import Precision
 from smp3d_export.progress import Reporter
 from smp3d_export.runtime.calibration import Calibration
@@ -21,6 +22,17 @@ from smp3d_export.settings import OPSET, Settings
 
 Sizes = tuple[int, ...]
 Optimise = Literal["on", "off", "cpu", "auto"]
+
+
+def optimise_named(text: str) -> Optimise:
+    """What `--optimise` takes.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if text == "on" or text == "off" or text == "cpu" or text == "auto":
+        return text
+    raise UsageError(f"--optimise is {text!r}; it is on, off, cpu or auto")
 
 
 class Source(Protocol):

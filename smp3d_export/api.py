@@ -1,0 +1,278 @@
+"""The Python API: export, verify and bench, as the command line does them. Imports no torch until a job needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from smp3d_export import backends
+from smp3d_export.device import AUTO, checked
+from smp3d_export.errors import UsageError
+from smp3d_export.precision import Precision
+from smp3d_export.progress import Reporter
+from smp3d_export.runtime.calibration import Calibration
+from smp3d_export.runtime.volumes import Normalisation
+from smp3d_export.settings import OPSET
+from smp3d_export.sources.named import NamedNetwork
+from smp3d_export.sources.onnx import OnnxSource
+from smp3d_export.sources.request import Optimise, Request, Source, optimise_named
+from smp3d_export.sources.saved import ModelInMemory, SavedModel
+
+if TYPE_CHECKING:
+    from smp3d_export.architectures.base import SegmentationModel
+    from smp3d_export.contract import ShapeContract
+    from smp3d_export.validators.bench import Bench
+    from smp3d_export.validators.verdict import Report
+
+File = str | Path
+
+
+def export(
+    model: File | SegmentationModel,
+    encoder: str | None = None,
+    *,
+    shape: Sequence[int] | None = None,
+    min: Sequence[int] | None = None,
+    max: Sequence[int] | None = None,
+    multiple: Sequence[int] | None = None,
+    static: bool = False,
+    contract: ShapeContract | None = None,
+    to: str | Sequence[str] = "onnx",
+    precision: str | None = None,
+    keep_fp32: Sequence[str] = (),
+    calibration: File | None = None,
+    optimise: Optimise = "on",
+    opset: int = OPSET,
+    gpus: Sequence[str] = (),
+    device: str = AUTO,
+    threads: int | None = None,
+    samples: Sequence[File] = (),
+    normalize: Literal["zscore"] | tuple[float, float] | None = None,
+    output: File | None = None,
+    bench: bool = True,
+    min_speedup: float | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    checkpoint: File | None = None,
+    revision: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Report:
+    """Export a network, prove every artifact equal to it, and measure it.
+
+    Args:
+        model: an architecture by name, with `encoder`; a model of this package; a folder that `save_pretrained` wrote,
+            or `OWNER/NAME` of a repository on the Hugging Face hub; or an ONNX file that an export wrote.
+        encoder: the encoder's name, if `model` names an architecture.
+        shape: the shape to optimise for, (N, C, H, W, D).
+        min: the smallest shape.
+        max: the largest shape.
+        multiple: what (H, W, D) are multiples of.
+        static: freeze every axis at `shape`.
+        contract: the shapes for a model in memory, in place of the five arguments above.
+        to: a target, or several.
+        precision: fp32, tf32, fp16, bf16 or int8; by default fp32, or the ONNX file's.
+        keep_fp32: patterns of layers or operators that stay in fp32 in fp16 and bf16.
+        calibration: a folder of volumes that int8 is calibrated on.
+        optimise: which exact rewrites are applied: `on`, `off`, `cpu` or `auto`.
+        opset: the ONNX operator set.
+        gpus: compute capabilities to build a TensorRT-RTX engine for, such as `8.6`.
+        device: `cpu`, `cuda` or `cuda:N` to capture, compare and measure on; `auto` is a GPU for engines, if there is
+            one, and the CPU for all else.
+        threads: CPU threads; by default all cores.
+        samples: volumes to compare on besides the seeded ones: `.npy`, `.npz` or NIfTI.
+        normalize: how samples and calibration volumes are normalised: (mean, standard deviation) or `zscore`.
+        output: the artifact's folder; by default one in the working directory, named after the network.
+        bench: whether to measure speed.
+        min_speedup: the least ratio of eager time to the artifact's.
+        arguments: constructor arguments of a network by name.
+        checkpoint: trained weights for a network by name.
+        revision: of the repository on the hub: a branch, a tag or a commit.
+        seed: of random weights and inputs.
+        progress: print stages to stderr, as the command line does.
+
+    Returns:
+        A verdict for each target. A target that failed does not raise: see `Report.raise_for_failure`.
+
+    Raises:
+        UsageError: an argument is wrong.
+        TargetUnavailableError: none of the targets can be exported to on this machine.
+        ExportError: the network cannot be captured.
+    """
+    from smp3d_export.pipeline import run
+
+    source = source_of(
+        model, encoder, arguments=arguments, checkpoint=checkpoint, revision=revision, contract=contract, seed=seed
+    )
+    normalisation = normalisation_of(normalize)
+    request = Request(
+        source=source,
+        shape=sizes(shape),
+        min=sizes(min),
+        max=sizes(max),
+        multiple=sizes(multiple),
+        static=static,
+        targets=targets_of(to),
+        samples=tuple(Path(sample) for sample in samples),
+        normalisation=normalisation,
+        precision=None if precision is None else Precision.named(precision),
+        keep_fp32=tuple(keep_fp32),
+        calibration=None if calibration is None else Calibration(Path(calibration), normalisation),
+        gpus=tuple(gpus),
+        device=checked(device, auto=True),
+        threads=threads,
+        opset=opset,
+        optimise=optimise_named(optimise),
+        output=None if output is None else Path(output),
+        bench=bench,
+        min_speedup=min_speedup,
+    )
+    return run(request, reporter(progress))
+
+
+def verify(folder: File, *, threads: int | None = None, device: str = "cpu", progress: bool = False) -> Report:
+    """Prove an artifact, or each artifact in a folder, again on this machine: its hashes, then its golden input.
+
+    Args:
+        folder: the artifact's folder, or one with several of them.
+        threads: CPU threads; by default the backend chooses.
+        device: `cpu`, `cuda` or `cuda:N`.
+        progress: print stages to stderr.
+
+    Raises:
+        UsageError: there is no artifact.
+    """
+    from smp3d_export.validators import verify as job
+
+    return job.verify(Path(folder), reporter(progress), threads=threads, device=checked(device))
+
+
+def bench(
+    artifacts: File | Sequence[File],
+    against: File = "eager",
+    *,
+    shapes: Sequence[Sequence[int]] | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    seconds: float = 15.0,
+    progress: bool = False,
+) -> Bench:
+    """Time artifacts side by side, in alternating rounds, at several shapes.
+
+    Args:
+        artifacts: folders of artifacts, or folders with several of them.
+        against: what they are measured against: `eager`, or an artifact's folder.
+        shapes: (N, C, H, W, D) each; by default the optimum, the minimum, and twice the optimum's volume axes.
+        threads: CPU threads; by default all cores.
+        device: `cpu`, `cuda` or `cuda:N`.
+        seconds: how long the rounds at one shape may take; there are at least five.
+        progress: print stages to stderr.
+
+    Raises:
+        UsageError: a folder holds no artifact, or the artifacts are of different networks.
+        ShapeError: a shape is outside a contract.
+    """
+    from smp3d_export.validators import bench as job
+
+    several = [artifacts] if isinstance(artifacts, str | Path) else artifacts
+    return job.bench(
+        [Path(artifact) for artifact in several],
+        str(against),
+        shapes,
+        threads=threads,
+        device=checked(device),
+        seconds=seconds,
+        reporter=reporter(progress),
+    )
+
+
+def source_of(
+    model: File | SegmentationModel,
+    encoder: str | None,
+    *,
+    arguments: Mapping[str, Any] | None,
+    checkpoint: File | None,
+    revision: str | None,
+    contract: ShapeContract | None,
+    seed: int,
+) -> Source:
+    """What `model` and the arguments that go with it name.
+
+    Raises:
+        UsageError: an argument does not go with this kind of source.
+    """
+    if isinstance(model, str) and encoder is not None:
+        refuse("a network by name", revision=revision, contract=contract)
+        return NamedNetwork(
+            architecture=model,
+            encoder=encoder,
+            arguments=dict(arguments or {}),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            seed=seed,
+        )
+    if isinstance(model, str | Path):
+        refuse("a folder or a file", encoder=encoder, arguments=arguments, checkpoint=checkpoint, contract=contract)
+        if str(model).lower().endswith(".onnx"):
+            refuse("an ONNX file", revision=revision)
+            return OnnxSource(path=Path(model), seed=seed)
+        return SavedModel(source=str(model), revision=revision, seed=seed)
+    refuse("a model", encoder=encoder, arguments=arguments, checkpoint=checkpoint, revision=revision)
+    from smp3d_export.architectures.base import SegmentationModel
+
+    if not isinstance(model, SegmentationModel):
+        raise UsageError(
+            f"model is a {type(model).__name__}; give a model of smp3d_export, the name of an architecture with an "
+            "encoder, a folder that save_pretrained wrote, or an ONNX file"
+        )
+    return ModelInMemory(model=model, contract=contract, seed=seed)
+
+
+def refuse(source: str, **given: Any) -> None:
+    """Refuse arguments that do not go with a kind of source.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} does not go with {source}: leave it out")
+
+
+def sizes(shape: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if shape is None else tuple(int(size) for size in shape)
+
+
+def targets_of(to: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of targets, none twice.
+
+    Raises:
+        UsageError: there is no such target, or none is given.
+    """
+    names = to.split(",") if isinstance(to, str) else to
+    found = tuple(dict.fromkeys(backends.find(name.strip()).name for name in names))
+    if not found:
+        raise UsageError(f"no target is given; there are {', '.join(backends.BACKENDS)}")
+    return found
+
+
+def normalisation_of(given: Literal["zscore"] | tuple[float, float] | None) -> Normalisation | None:
+    """How volumes are normalised.
+
+    Raises:
+        UsageError: it is neither `zscore` nor a mean and a standard deviation above 0.
+    """
+    if given is None:
+        return None
+    if given == "zscore":
+        return Normalisation()
+    try:
+        mean, std = (float(part) for part in given)
+    except (TypeError, ValueError):
+        raise UsageError(f"normalize is {given!r}; it takes (mean, standard deviation) or 'zscore'") from None
+    return Normalisation(mean, std)
+
+
+def reporter(progress: bool) -> Reporter:
+    return Reporter(Console(stderr=True)) if progress else Reporter()
