@@ -31,7 +31,7 @@ __all__ = [
 
 
 def index(specs: Iterable[EncoderSpec]) -> Mapping[str, EncoderSpec]:
-    """The rows by name; a name that stands twice is an error of ours."""
+    """The rows by name. A duplicate name is a bug in the table."""
     by_name: dict[str, EncoderSpec] = {}
     for spec in specs:
         if by_name.setdefault(spec.name, spec) is not spec:
@@ -43,10 +43,10 @@ ENCODERS = index(SPECS)
 
 
 def encoder_spec(name: str) -> EncoderSpec:
-    """The row of an encoder; that of `tu-NAME` comes from timm_3d, which is imported for it.
+    """The row of an encoder. For `tu-NAME` it comes from timm_3d, which is then imported.
 
     Raises:
-        UsageError: no encoder has that name, and the message has the nearest; or timm_3d is not installed.
+        UsageError: no encoder has that name (the message suggests the nearest), or timm_3d is not installed.
     """
     if name.startswith(TIMM_PREFIX):
         return importlib.import_module("smp3d_export.encoders.timm").timm_spec(name)
@@ -68,19 +68,19 @@ def get_encoder(
     output_stride: int = 32,
     strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
 ) -> Encoder:
-    """An encoder that maps (N, C, H, W, D) to a list of `depth + 1` feature maps, the input being the first.
+    """An encoder that maps (N, C, H, W, D) to a list of `depth + 1` feature maps, starting with the input.
 
     Args:
         name: a row of the table, as `smp3d-export list encoders` prints it, or `tu-NAME` for a model of timm_3d.
         in_channels: C of the input.
         depth: how many of the five stages run.
-        weights: name of published weights, which are downloaded on first use, or a file or folder of them.
-        output_stride: 8 or 16 makes the last stages dilated, so that their maps are no smaller than by that.
-        strides: a triple for H, W and D for each stage.
+        weights: name of published weights (downloaded on first use), or a file or folder of weights.
+        output_stride: 8 or 16 dilates the last stages, so that their maps shrink by no more than this.
+        strides: one (H, W, D) triple per stage.
 
     Raises:
-        UsageError: an argument that cannot be, with the ones that can; or weights that cannot be fetched.
-        CheckpointError: a file of weights that cannot be read or belongs to another encoder.
+        UsageError: an argument is invalid (the message lists the valid ones), or the weights cannot be fetched.
+        CheckpointError: the weights file cannot be read or belongs to another encoder.
     """
     spec = encoder_spec(name)
     if not 1 <= depth <= STAGES:
@@ -100,7 +100,7 @@ def get_encoder(
 
 
 def get_preprocessing_params(encoder_name: str, pretrained: str = "imagenet") -> dict[str, Any]:
-    """`input_space`, `input_range`, `mean` and `std` of the images that published weights were trained on.
+    """`input_space`, `input_range`, `mean` and `std` of the images that the published weights were trained on.
 
     Raises:
         UsageError: there is no such encoder, or it has no weights of that name.
@@ -117,7 +117,7 @@ def get_preprocessing_params(encoder_name: str, pretrained: str = "imagenet") ->
 
 
 def get_preprocessing_fn(encoder_name: str, pretrained: str = "imagenet") -> Callable[..., np.ndarray]:
-    """A function that prepares an array, channels last, as the images that published weights were trained on.
+    """A function that prepares a channels-last array like the images that the published weights were trained on.
 
     Raises:
         UsageError: there is no such encoder, or it has no weights of that name.

@@ -1,4 +1,4 @@
-"""The encoder that every family derives from, and the layers that several share."""
+"""The base class of all encoder families, and the layers that several of them share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smp3d_export.errors import UsageError
 
 Stage = tuple[nn.Module, ...]
 
-# Output stride -> the stages that are dilated, and by how much.
+# Output stride -> {dilated stage: its dilation}.
 DILATIONS = {16: {5: 2}, 8: {4: 2, 5: 4}}
 
 
@@ -22,13 +22,13 @@ class Encoder(nn.Module, abc.ABC):
     Args:
         spec: the row of the table.
         in_channels: C of the input.
-        depth: how many stages run, 1 to 5. The layers of the others exist all the same, so that the state dict is
-            that of the whole backbone.
-        strides: per stage a triple for H, W and D; five of them.
+        depth: how many stages run, 1 to 5. The layers of the other stages exist too, so the state dict always
+            covers the whole backbone.
+        strides: five (H, W, D) triples, one per stage.
 
     Attributes:
-        out_channels: C of each feature map, the input being the first.
-        strides: of the stages that run.
+        out_channels: C of each feature map, starting with the input.
+        strides: strides of the stages that run.
         total_stride: their product.
     """
 
@@ -42,7 +42,7 @@ class Encoder(nn.Module, abc.ABC):
 
     @property
     def total_stride(self) -> Triple:
-        """Per volume axis, the product of the strides that are really applied."""
+        """The product of the strides that are really applied, per volume axis."""
         return product(self.strides)
 
     @property
@@ -57,10 +57,10 @@ class Encoder(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def stages(self) -> tuple[Stage, ...]:
-        """The layers of the five stages, in order; stage i maps feature map i to feature map i + 1."""
+        """The layers of the five stages in order. Stage i maps feature map i to feature map i + 1."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, C, H, W, D) to `depth + 1` feature maps, the input being the first."""
+        """(N, C, H, W, D) to `depth + 1` feature maps, starting with the input."""
         features = [x]
         for stage in self.stages()[: self.depth]:
             for layer in stage:
@@ -69,10 +69,10 @@ class Encoder(nn.Module, abc.ABC):
         return features
 
     def dilate(self, output_stride: int) -> None:
-        """Keep the size of the maps behind `output_stride` (8 or 16): stages 4 and 5, or 5, trade stride for dilation.
+        """Stop downsampling at `output_stride` (8 or 16): stages 4 and 5, or only 5, trade their stride for dilation.
 
         Raises:
-            UsageError: the family's pooling cannot be dilated, or `output_stride` is neither 8, 16 nor 32.
+            UsageError: the family cannot be dilated, or `output_stride` is not 8, 16 or 32.
         """
         if output_stride == 32:
             return
@@ -93,7 +93,7 @@ class Encoder(nn.Module, abc.ABC):
 
 
 def dilate_conv(conv: nn.Conv3d, dilation: int) -> None:
-    """Stride 1 and a dilation, with the padding that keeps the size (for odd kernels)."""
+    """Set stride 1, the dilation, and the padding that keeps the size (for odd kernels)."""
     h, w, d = (size // 2 * dilation for size in conv.kernel_size)
     conv.stride = (1, 1, 1)
     conv.dilation = (dilation,) * 3
@@ -101,7 +101,7 @@ def dilate_conv(conv: nn.Conv3d, dilation: int) -> None:
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution initialised for ReLU by its fan-out (He et al., arXiv:1502.01852); biases start at zero."""
+    """A convolution with He initialisation for ReLU by fan-out (He et al., arXiv:1502.01852) and zero biases."""
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")

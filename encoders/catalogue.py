@@ -1,4 +1,4 @@
-"""The table of encoders: a row each, and for each family a small class of columns. Imports no torch."""
+"""The table of encoders: one row per encoder, and one small class per family with its columns. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smp3d_export.encoders.spec import EncoderSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetSpec(EncoderSpec):
-    """`layers` is the number of blocks in each of the four layers; `groups` and `width_per_group` are ResNeXt's."""
+    """`layers` is the number of blocks in each of the four layers; ResNeXt sets `groups` and `width_per_group`."""
 
     layers: tuple[int, int, int, int]
     bottleneck: bool = True
@@ -47,9 +47,10 @@ RESNET = (
 class SENetSpec(EncoderSpec):
     """`layers` is the number of blocks in each of the four layers.
 
-    `widths` are, in multiples of a layer's planes, the channels between a block's three convolutions; `groups` are those
-    of the second. `stride_first` gives the stride to the first convolution, as in Caffe's ResNet, not the second.
-    `projection` is the kernel of the shortcuts that change the size; `deep_stem` makes the stem three 3³ convolutions.
+    `widths` are the channels between a block's three convolutions, in multiples of the layer's planes. `groups` applies
+    to the second convolution. `stride_first` puts the stride on the first convolution, as in Caffe's ResNet, instead of
+    the second. `projection` is the kernel size of shortcuts that change the size. `deep_stem` makes the stem three 3³
+    convolutions.
     """
 
     layers: tuple[int, int, int, int]
@@ -79,7 +80,7 @@ SENET = (
 
 @dataclass(frozen=True, kw_only=True)
 class DenseNetSpec(EncoderSpec):
-    """`layers` is the number of layers in each of the four dense blocks, each of which adds `growth` channels."""
+    """`layers` is the number of layers in each of the four dense blocks; each layer adds `growth` channels."""
 
     layers: tuple[int, int, int, int]
     growth: int = 32
@@ -106,10 +107,10 @@ DENSENET = (
 
 @dataclass(frozen=True, kw_only=True)
 class EfficientNetSpec(EncoderSpec):
-    """`width` and `depth` scale B0's channels and repeats; `resolution` is the size it was designed for.
+    """`width` and `depth` scale B0's channels and repeats; `resolution` is the image size it was designed for.
 
-    `stage_ends` are the numbers of blocks behind which the last four feature maps are taken. (In B0 the fourth is taken
-    within a group of blocks: that is how the published checkpoints of segmentation networks were trained.)
+    `stage_ends` are the block numbers after which the last four feature maps are taken. (In B0 the fourth comes from
+    the middle of a group of blocks, because the published segmentation checkpoints were trained that way.)
     """
 
     width: float
@@ -139,10 +140,10 @@ EFFICIENTNET = (
 
 @dataclass(frozen=True, kw_only=True)
 class DPNSpec(EncoderSpec):
-    """`layers` is the number of blocks in each of the four groups, `growths` what each block adds to the dense path.
+    """`layers` is the number of blocks in each of the four groups; each block adds `growths` channels to the dense path.
 
-    `base` and `width` are the channels of the residual path and between the convolutions in the first group; they double
-    from group to group. `groups` are those of the 3³ convolutions; `split` gives each path a last convolution of its own.
+    `base` is the width of the residual path in the first group, `width` the width between convolutions; both double
+    with each group. `groups` applies to the 3³ convolutions. `split` gives each path its own last convolution.
     """
 
     layers: tuple[int, int, int, int]
@@ -207,7 +208,7 @@ VGG = (
 
 @dataclass(frozen=True, kw_only=True)
 class MixVisionTransformerSpec(EncoderSpec):
-    """`layers` is the number of blocks in each of the last four stages; the first stage has no channels and no map."""
+    """`layers` is the number of blocks in each of the last four stages; the first stage gives no feature map."""
 
     layers: tuple[int, int, int, int]
 
@@ -235,7 +236,7 @@ MIT = (
 
 @dataclass(frozen=True, kw_only=True)
 class MobileOneSpec(EncoderSpec):
-    """`branches` is the number of equal convolutions side by side; `excited` adds squeeze and excitation at the end."""
+    """`branches` is the number of parallel convolutions; `excited` adds squeeze-and-excitation to the last blocks."""
 
     branches: int = 1
     excited: bool = False

@@ -26,8 +26,8 @@ STAGES = (
 class DenseNetEncoder(Encoder):
     """7³ convolution, 3³ max pooling, then four dense blocks with transitions between them.
 
-    A transition is cut in two: the feature map of the stage is taken behind its ReLU, and its convolution, which halves
-    the channels, and its pooling open the next stage.
+    Each transition is split in two. A stage ends after the transition's ReLU; the convolution (which halves the
+    channels) and the pooling start the next stage.
     """
 
     def __init__(self, spec: DenseNetSpec, *, in_channels: int, depth: int, strides: Strides) -> None:
@@ -58,7 +58,7 @@ class DenseNetEncoder(Encoder):
 
 
 class DenseLayer(nn.Module):
-    """Appends `growth` channels to its input, computed from all that came before in the block."""
+    """Appends `growth` channels, computed from all earlier channels of the block."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class DenseLayer(nn.Module):
 
 
 def transition(channels: int, stride: Triple) -> nn.Sequential:
-    """Halves the channels and averages over the voxels of a stride."""
+    """Halves the channels, then average-pools by `stride`."""
     return nn.Sequential(
         OrderedDict(
             norm=nn.BatchNorm3d(channels),
@@ -86,7 +86,7 @@ def transition(channels: int, stride: Triple) -> nn.Sequential:
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution, without bias, initialised for ReLU by its fan-in, as the published DenseNets are."""
+    """A convolution without bias, with He initialisation by fan-in, as in the published DenseNets."""
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")

@@ -14,14 +14,14 @@ from smp3d_export.encoders.spec import Strides, Triple
 
 UNIT: Triple = (1, 1, 1)
 
-# The residual path, whose channels stay the same within a stage, and the dense path, which every block adds to.
+# The residual path has the same channels throughout a stage; every block appends channels to the dense path.
 Paths = tuple[Tensor, Tensor]
 
 
 class DPNEncoder(Encoder):
-    """A strided convolution, 3³ max pooling, then four groups of dual path blocks; five stages of one stride each.
+    """A strided convolution, 3³ max pooling, then four groups of dual path blocks: five stages with one stride each.
 
-    Between the stages the two paths are one map, which the next stage projects onto paths of its own.
+    Between stages the two paths are concatenated into one map; the next stage projects it onto its own two paths.
     """
 
     def __init__(self, spec: DPNSpec, *, in_channels: int, depth: int, strides: Strides) -> None:
@@ -30,12 +30,12 @@ class DPNEncoder(Encoder):
         self.features.add_module("conv1_1", stem(spec, in_channels, strides))
         self.join = Join()
         inputs = spec.channels[0]
-        self.ends = [0]  # of the groups, counted in blocks
+        self.ends = [0]  # block index at which each group ends
         groups = zip(spec.layers, spec.growths, (UNIT, *strides[2:]), strict=True)
         for number, (repeats, growth, stride) in enumerate(groups):
             width = spec.width << number
             residual = spec.base << number
-            # The checkpoints' names tell the first group's projection from those that halve the size by default.
+            # Checkpoints use another name for the first group's projection, which has stride 1 by default.
             projection = "c1x1_w_s2" if number else "c1x1_w_s1"
             for repeat in range(1, repeats + 1):
                 block = DualPathBlock(spec, inputs, width, residual, growth, stride, projection=projection)
@@ -54,14 +54,14 @@ class DPNEncoder(Encoder):
         return ((conv, bn, act), (pool, *two), three, four, (*five, last))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, C, H, W, D) to `depth + 1` feature maps, the input being the first; none of the others is negative."""
+        """(N, C, H, W, D) to `depth + 1` feature maps, starting with the input; the others are non-negative."""
         image, *maps = super().forward(x)
-        # The first stage ends with a ReLU already, and so does the last.
+        # The first and the last stage already end with a ReLU.
         return [image, *maps[:1], *map(F.relu, maps[1:4]), *maps[4:]]
 
 
 def stem(spec: DPNSpec, in_channels: int, strides: Strides) -> nn.Sequential:
-    """The first stage, and the pooling that opens the second."""
+    """The first stage, and the pooling that starts the second."""
     kernel, width = spec.stem_kernel, spec.channels[0]
     return nn.Sequential(
         OrderedDict(
@@ -74,24 +74,24 @@ def stem(spec: DPNSpec, in_channels: int, strides: Strides) -> nn.Sequential:
 
 
 class Join(nn.Module):
-    """The two paths as one map."""
+    """Concatenates the two paths into one map."""
 
     def forward(self, paths: Paths) -> Tensor:
         return torch.cat(paths, dim=1)
 
 
 class DualPathBlock(nn.Module):
-    """1³, 3³ (grouped, with the stride) and 1³ convolutions; the result is added to one path and appended to the other.
+    """1³, 3³ (grouped, strided) and 1³ convolutions; the result is added to one path and appended to the other.
 
     Args:
-        spec: its row; `groups` are those of the 3³ convolution; `split` gives each path a last convolution of its own.
+        spec: the row; `groups` applies to the 3³ convolution, and `split` gives each path its own last convolution.
         inputs: C of the input, both paths together.
         width: C between the convolutions.
         residual: C of the residual path.
         growth: how many channels the dense path gains.
-        stride: of the block.
-        projection: name of the convolution that makes the paths out of a single map, in the first block of a group; the
-            others have none.
+        stride: stride of the block.
+        projection: name of the convolution that splits a single map into the two paths, in the first block of a group;
+            empty in the others.
     """
 
     def __init__(
@@ -121,17 +121,17 @@ class DualPathBlock(nn.Module):
             self.c1x1_c = NormActConv(width, residual + growth, 1)
 
     def forward(self, x: Tensor | Paths) -> Paths:
-        """The map of the stage before, where the block has a projection, else the two paths, to the two paths."""
+        """To the two paths, from the previous stage's map if the block has a projection, otherwise from two paths."""
         if isinstance(x, Tensor):
-            residual, dense = self.divided(self.get_submodule(self.projection)(x))
+            residual, dense = self.split_paths(self.get_submodule(self.projection)(x))
         else:
             residual, dense = x
             x = torch.cat(x, dim=1)
         out = self.c1x1_c(self.c3x3_b(self.c1x1_a(x)))
-        added, appended = (self.c1x1_c1(out), self.c1x1_c2(out)) if self.split else self.divided(out)
+        added, appended = (self.c1x1_c1(out), self.c1x1_c2(out)) if self.split else self.split_paths(out)
         return residual + added, torch.cat([dense, appended], dim=1)
 
-    def divided(self, x: Tensor) -> Paths:
+    def split_paths(self, x: Tensor) -> Paths:
         return x[:, : self.residual], x[:, self.residual :]
 
 
@@ -158,5 +158,5 @@ class NormActConv(NormAct):
 
 
 def batch_norm(channels: int) -> nn.BatchNorm3d:
-    """MXNet's constant, which the published weights were trained with."""
+    """Batch normalisation with MXNet's epsilon, which the published weights were trained with."""
     return nn.BatchNorm3d(channels, eps=1e-3)

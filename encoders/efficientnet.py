@@ -15,7 +15,7 @@ from smp3d_export.encoders.spec import Strides, Triple
 UNIT: Triple = (1, 1, 1)
 DROP_PATH = 0.2
 
-# The seven groups of blocks of B0: expansion, kernel, channels, repeats, and which stage's stride the first block has.
+# B0's seven groups of blocks: expansion, kernel, channels, repeats, and the index of the stride of the first block.
 GROUPS: tuple[tuple[int, int, int, int, int | None], ...] = (
     (1, 3, 16, 1, None),
     (6, 3, 24, 2, 1),
@@ -30,10 +30,10 @@ HEAD = 1280
 
 
 class EfficientNetEncoder(Encoder):
-    """A strided stem and seven groups of inverted residual blocks, five stages in all.
+    """A strided stem and seven groups of inverted residual blocks: five stages in all.
 
-    Its convolutions pad as TensorFlow's "SAME" does for the resolution the network was designed for, whatever the size
-    of the volume: that is what the published weights were converted with, and it keeps the graph free of sizes.
+    Whatever the size of the volume, the convolutions pad like TensorFlow's "SAME" at the resolution that the network
+    was designed for. The published weights were converted that way, and the graph stays independent of the size.
     """
 
     def __init__(self, spec: EfficientNetSpec, *, in_channels: int, depth: int, strides: Strides) -> None:
@@ -56,7 +56,7 @@ class EfficientNetEncoder(Encoder):
                 size = shrunk(size, stride)
                 width = outputs
         head = scaled_width(HEAD, spec.width)
-        # The classifier's last convolution is part of the state dict; no feature map needs it.
+        # No feature map needs the classifier's last convolution, but it is part of the state dict.
         self._conv_head = nn.Conv3d(width, head, 1, bias=False)
         self._bn1 = batch_norm(head)
 
@@ -67,7 +67,7 @@ class EfficientNetEncoder(Encoder):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter depthwise, squeeze and excite, project; a shortcut where the shape stays."""
+    """Expansion, depthwise convolution, squeeze-and-excitation, projection; a shortcut if the shape stays the same."""
 
     def __init__(
         self, inputs: int, outputs: int, expansion: int, kernel: int, stride: Triple, size: Triple, drop_rate: float
@@ -98,7 +98,7 @@ class InvertedResidual(nn.Module):
 
 
 class SamePadConv3d(nn.Conv3d):
-    """A convolution, without bias, padded unevenly so that `ceil(n / stride)` voxels come out of n = `size` ones."""
+    """A convolution without bias, padded unevenly so that n = `size` voxels give `ceil(n / stride)`."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: Triple, *, size: Triple, groups: int = 1
@@ -107,21 +107,21 @@ class SamePadConv3d(nn.Conv3d):
         totals = [max((math.ceil(n / s) - 1) * s + kernel - n, 0) for n, s in zip(size, stride, strict=True)]
         h, w, d = (total // 2 for total in totals)
         self.padding = (h, w, d)
-        # What the end of an axis gets beyond its beginning; F.pad starts at the last axis.
+        # The extra padding at the end of each axis. F.pad starts at the last axis.
         self.extra = [extra for total in reversed(totals) for extra in (0, total % 2)]
 
     def forward(self, input: Tensor) -> Tensor:
-        uneven = any(self.extra) and self.dilation == (1, 1, 1)  # a dilated one is padded evenly
+        uneven = any(self.extra) and self.dilation == (1, 1, 1)  # dilated convolutions are padded evenly
         return super().forward(F.pad(input, self.extra) if uneven else input)
 
 
 def batch_norm(channels: int) -> nn.BatchNorm3d:
-    """TensorFlow's constants, which the published weights were trained with."""
+    """Batch normalisation with TensorFlow's constants, which the published weights were trained with."""
     return nn.BatchNorm3d(channels, eps=1e-3, momentum=0.01)
 
 
 def scaled_width(channels: int, factor: float) -> int:
-    """`channels` times `factor`, to the nearest multiple of 8 that is not more than a tenth below."""
+    """`channels * factor`, rounded to a multiple of 8 but never down by more than 10 %."""
     scaled = channels * factor
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded

@@ -1,4 +1,4 @@
-"""Mix Vision Transformer encoders in 3D, those of SegFormer (Xie et al., arXiv:2105.15203)."""
+"""Mix Vision Transformer encoders in 3D, from SegFormer (Xie et al., arXiv:2105.15203)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from smp3d_export.errors import UsageError
 DROP_PATH = 0.1
 EXPANSION = 4
 
-# Of stages 2 to 5: attention heads, and by how much an axis shrinks for the keys and values.
+# For stages 2 to 5: attention heads, and by how much each axis shrinks for the keys and values.
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 
-# The published weights were trained with this epsilon before the blocks' branches and after the last block; the norms
-# behind a convolution (patch embedding, reduced map) have the default one.
+# The published weights were trained with this epsilon in the norms before each branch and after the last block. The
+# norms after a convolution (patch embedding, reduced map) use the default.
 EPS = 1e-6
 
 
 class MixVisionTransformerEncoder(Encoder):
-    """Overlapping patch embeddings, each followed by transformer blocks; no feature map from the first stage.
+    """Overlapping patch embeddings, each followed by transformer blocks; the first stage gives no feature map.
 
-    The first embedding has the strides of stages 1 and 2 together. Inside a stage the axes are (N, H, W, D, C), so that
+    The first embedding has the strides of stages 1 and 2 together. Inside a stage the axes are (N, H, W, D, C), so
     normalisations and linear layers need no reshaping and no size enters the graph.
 
     Raises:
-        UsageError: a depth of 1, for the first stage gives an empty map.
+        UsageError: the depth is 1; the first stage gives only an empty map.
     """
 
     def __init__(self, spec: MixVisionTransformerSpec, *, in_channels: int, depth: int, strides: Strides) -> None:
@@ -53,7 +53,7 @@ class MixVisionTransformerEncoder(Encoder):
         for width, repeats, heads, reduction in zip(spec.channels[1:], spec.layers, HEADS, REDUCTIONS, strict=True):
             blocks = (Block(width, heads, reduction, next(rates)) for _ in range(repeats))
             stages.append((nn.ModuleList(blocks), nn.LayerNorm(width, eps=EPS)))
-        # The order of the state dict: blocks and norm of each stage side by side.
+        # Assigned in the order of the state dict: each stage's blocks, then its norm.
         self.block1, self.norm1 = stages[0]
         self.block2, self.norm2 = stages[1]
         self.block3, self.norm3 = stages[2]
@@ -61,7 +61,7 @@ class MixVisionTransformerEncoder(Encoder):
 
     @property
     def min_size(self) -> Triple:
-        """The smallest volume: the attention of each stage shrinks its map, which must not be smaller than that."""
+        """The smallest volume (H, W, D): each stage's map must be at least as large as its attention's reduction."""
         total = self.total_stride
         minimum = list(total)
         for stage, reduction in zip(range(2, self.depth + 1), REDUCTIONS, strict=False):
@@ -77,7 +77,7 @@ class MixVisionTransformerEncoder(Encoder):
         return ((), *((embed, *block, norm) for embed, block, norm in zip(embeds, blocks, norms, strict=True)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, C, H, W, D) to `depth + 1` feature maps; the second has no channels."""
+        """(N, C, H, W, D) to `depth + 1` feature maps, starting with the input; the second has no channels."""
         h, w, d = self.strides[0]
         features = [x, x[:, :0, ::h, ::w, ::d]]
         for stage in self.stages()[1 : self.depth]:
@@ -89,7 +89,7 @@ class MixVisionTransformerEncoder(Encoder):
 
 
 class PatchEmbedding(nn.Module):
-    """A strided convolution whose patches overlap, (N, C, H, W, D) to (N, H', W', D', C')."""
+    """A strided convolution with overlapping patches, (N, C, H, W, D) to (N, H', W', D', C')."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: Triple) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention over all voxels, then a feed-forward layer that sees neighbours; both added to their input."""
+    """Attention over all voxels, then a feed-forward layer that sees neighbours; each is added to its input."""
 
     def __init__(self, width: int, heads: int, reduction: int, drop_rate: float) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention, (N, H, W, D, C) to the same; keys and values come from a map that is `reduction` times smaller.
+    """Self-attention that keeps the shape (N, H, W, D, C); keys and values come from a map `reduction` times smaller.
 
     Voxels beyond the last multiple of `reduction` give no keys.
     """
@@ -145,7 +145,7 @@ class Attention(nn.Module):
 
 
 class MixFeedForward(nn.Module):
-    """Two linear layers with a depthwise convolution between, which stands in for a positional encoding."""
+    """Two linear layers with a depthwise convolution between them, which replaces a positional encoding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class MixFeedForward(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A linear layer that starts narrow, as transformers do; its bias starts at zero."""
+    """A linear layer initialised with a truncated normal (std 0.02), as in transformers, and a zero bias."""
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.weight, std=0.02)
@@ -168,7 +168,7 @@ class Linear(nn.Linear):
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution initialised by its fan-out within a group; its bias starts at zero."""
+    """A convolution initialised by its fan-out per group, with a zero bias."""
 
     def reset_parameters(self) -> None:
         fan_out = math.prod(self.kernel_size) * self.out_channels // self.groups

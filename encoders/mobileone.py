@@ -1,6 +1,6 @@
 """MobileOne encoders in 3D (Vasu et al., arXiv:2206.04040).
 
-A block is a sum of branches while it is trained. The optimiser makes one convolution of them: see
+During training a block is a sum of branches. The optimiser merges them into one convolution: see
 `smp3d_export/optimise/parallel_conv.py`.
 """
 
@@ -16,14 +16,14 @@ from smp3d_export.encoders.spec import Strides, Triple
 
 UNIT: Triple = (1, 1, 1)
 
-# Pairs of a depthwise and a pointwise block in stages 2 to 5, and how many of them, from the end, are excited where
-# the spec asks for it.
+# Pairs of a depthwise and a pointwise block in stages 2 to 5, and how many of the last ones have squeeze-and-excitation
+# if the spec asks for it.
 PAIRS = (2, 8, 10, 1)
 EXCITED = (0, 0, 5, 1)
 
 
 class MobileOneEncoder(Encoder):
-    """A strided block, then four stages of depthwise and pointwise blocks in turn."""
+    """A strided block, then four stages of alternating depthwise and pointwise blocks."""
 
     def __init__(self, spec: MobileOneSpec, *, in_channels: int, depth: int, strides: Strides) -> None:
         super().__init__(spec, in_channels=in_channels, depth=depth, strides=strides)
@@ -34,7 +34,7 @@ class MobileOneEncoder(Encoder):
             blocks = []
             for pair in range(pairs):
                 se = spec.excited and pair >= pairs - excited
-                # The strided block has no skip branch, whatever its stride: the state dict does not depend on strides.
+                # The strided block has no skip branch even at stride 1, so the state dict does not depend on strides.
                 blocks += [
                     Block(
                         width,
@@ -57,7 +57,7 @@ class MobileOneEncoder(Encoder):
 
 
 class Block(nn.Module):
-    """A sum of branches, each a batch normalisation behind a convolution, one of kernel 1 or nothing; then ReLU."""
+    """A sum of branches, each a convolution (full kernel, kernel 1, or none) and batch normalisation; then ReLU."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
     @property
     def branches(self) -> list[Branch]:
-        """Those with a convolution, one of the full kernel first."""
+        """The branches that have a convolution, starting with the full kernel."""
         return [module for module in (*self.rbr_conv, self.rbr_scale) if isinstance(module, Branch)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Block(nn.Module):
 
 
 class Branch(nn.Module):
-    """A convolution without bias and its batch normalisation."""
+    """A convolution without bias, and batch normalisation."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: Triple, groups: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Branch(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighed by what all voxels hold (Hu et al., arXiv:1709.01507)."""
+    """Scales each channel by a gate computed from all channel means (Hu et al., arXiv:1709.01507)."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()

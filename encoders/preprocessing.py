@@ -1,4 +1,4 @@
-"""An image or volume, prepared as those that the published weights were trained on. Imports no torch."""
+"""Prepare an image or volume like those that the published weights were trained on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def preprocess_input(
     """Order, scale and normalise the channels; see `get_preprocessing_params` for the values.
 
     Args:
-        x: (..., C) in the order RGB, from 0 to 255 or from 0 to 1; it is not changed. One channel is taken for all.
-        mean: subtracted, per channel, after the scaling.
-        std: divided by, per channel.
+        x: (..., C), channels in RGB order, values 0 to 255 or 0 to 1; it is not changed. A single channel is broadcast.
+        mean: per channel, subtracted after scaling.
+        std: per channel; the result is divided by it.
         input_space: `BGR` reverses the channels.
-        input_range: where it ends at 1, an `x` that goes beyond is divided by 255.
+        input_range: if it ends at 1, an `x` with larger values is divided by 255.
 
     Raises:
-        UsageError: `x` has another number of channels than `mean` or `std`.
+        UsageError: the number of channels of `x` is neither 1 nor the length of `mean` and `std`.
     """
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and x.shape[-1] not in (1, len(values)):

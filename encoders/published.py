@@ -1,4 +1,4 @@
-"""Trained weights -> an encoder: fetched or read from a file, inflated from 2D, adapted to the input channels."""
+"""Load trained weights into an encoder: fetch or read them, inflate them from 2D, adapt them to the input channels."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FILE = "model.safetensors"
 
 
 def load(spec: EncoderSpec, weights: str | os.PathLike[str], build: Callable[[], Encoder]) -> Encoder:
-    """What `build` makes, with trained weights; none is drawn first.
+    """The encoder that `build` makes, with trained weights; no random weights are drawn first.
 
     Args:
         spec: the row of the encoder.
-        weights: a name of `spec.weights`, or a file or folder (see `find`) of 2D or 3D weights.
+        weights: a name in `spec.weights`, or a file or folder (see `find`) of 2D or 3D weights.
         build: makes the encoder on the default device.
 
     Raises:
         UsageError: there are no such weights, or they cannot be fetched.
-        CheckpointError: the file cannot be read, or its weights are of another encoder.
+        CheckpointError: the file cannot be read, or its weights belong to another encoder.
     """
     with torch.device("meta"):
         encoder = build()
@@ -39,25 +39,25 @@ def load(spec: EncoderSpec, weights: str | os.PathLike[str], build: Callable[[],
     tensors = convert_2d_weights_to_3d(encoder_tensors(path, spec, expected))
     for key in (spec.stem, *spec.further_stems):
         if key in tensors and tensors[key].ndim == 5:
-            tensors[key] = for_channels(tensors[key], encoder.in_channels)
+            tensors[key] = adapt_channels(tensors[key], encoder.in_channels)
     found = shapes(tensors)
     if found != expected:
         raise CheckpointError(
             "\n".join([f"{str(path)!r} does not hold the weights of {spec.name}:", *differences(expected, found)])
         )
     if dict(encoder.named_buffers()).keys() - encoder.state_dict().keys():
-        encoder = build()  # on a real device, for it computes tensors that no state dict holds
+        encoder = build()  # on a real device, because it computes tensors that no state dict holds
     encoder.load_state_dict(tensors, assign=True)
     return encoder.to(torch.get_default_device())
 
 
 def find(spec: EncoderSpec, weights: str | os.PathLike[str]) -> Path:
-    """The file of published weights, fetched where it is not in the hub's cache, or that of a user's own.
+    """The weights file: published (fetched if it is not in the hub's cache) or the user's own.
 
-    A folder holds `model.safetensors`, or is a cache of the hub, or one repository's folder in it.
+    A folder holds `model.safetensors`, or is a hub cache, or is one repository's folder in a hub cache.
 
     Raises:
-        UsageError: no weights have that name, they cannot be fetched, or a folder does not hold exactly one of them.
+        UsageError: no weights have that name, they cannot be fetched, or a folder does not hold exactly one such file.
     """
     published = published_weights(spec.name)
     if weights in published:
@@ -71,23 +71,23 @@ def find(spec: EncoderSpec, weights: str | os.PathLike[str]) -> Path:
     cached = (f"models--{p.repo_id.replace('/', '--')}/snapshots/{p.revision}/{FILE}" for p in published.values())
     files = [file for pattern in (FILE, snapshots, *cached) for file in sorted(path.glob(pattern))]
     if len(files) != 1:
-        held = f"{len(files)} files of weights" if files else f"no {FILE}"
+        held = f"{len(files)} weights files" if files else f"no {FILE}"
         raise UsageError(f"{str(path)!r} holds {held} for {spec.name}: give the path of one file as encoder_weights")
     return files[0]
 
 
 def fetch(what: str, published: PublishedWeights) -> Path:
-    """The file in the hub's cache, downloaded with a progress bar where it is not there yet.
+    """The file in the hub's cache, downloaded with a progress bar if it is not there yet.
 
     Raises:
-        UsageError: it cannot be; the message says what to download by hand and where it goes.
+        UsageError: the download failed; the message says what to download by hand and how to pass it.
     """
     from huggingface_hub import hf_hub_download, hf_hub_url
 
     repo, revision = published.repo_id, published.revision
     try:
         return Path(hf_hub_download(repo, FILE, revision=revision))
-    except Exception as error:  # whatever the hub and its transport raise, the way out is the same
+    except Exception as error:  # whatever the hub or its transport raises, the fix is the same
         reason = first_line(error.__cause__ or error).rstrip(".")
         raise UsageError(
             f"{what} could not be fetched ({reason}). Download {FILE} of {repo} at revision {revision}, "
@@ -96,12 +96,12 @@ def fetch(what: str, published: PublishedWeights) -> Path:
 
 
 def encoder_tensors(path: Path, spec: EncoderSpec, expected: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The encoder's tensors in float32 by the `expected` names, those of older spellings too, without a classifier.
+    """The encoder's tensors in float32, without the classifier, under the `expected` names (older spellings renamed).
 
-    Of a whole segmentation network's checkpoint they are those under `encoder`.
+    From the checkpoint of a whole segmentation network it takes what is under `encoder`.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds a tensor twice.
+        CheckpointError: the file cannot be read, or two of its keys name the same tensor.
     """
     content = state_dict_in(read_tensors(path), path)
     named = [(key if key in expected else bare(key), value) for key, value in content.items()]
@@ -118,10 +118,10 @@ def encoder_tensors(path: Path, spec: EncoderSpec, expected: Mapping[str, Any]) 
     return tensors
 
 
-def for_channels(weight: Tensor, in_channels: int) -> Tensor:
-    """A stem's weight (O, I, kH, kW, kD) for other input channels.
+def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
+    """A stem's weight (O, I, kH, kW, kD), adapted to `in_channels`.
 
-    For one channel it is summed over its own; else they are repeated in turn, and scaled by I / in_channels.
+    For one channel the I channels are summed. Otherwise they are repeated cyclically and scaled by I / in_channels.
     """
     own = weight.shape[1]
     if in_channels == own:
@@ -132,14 +132,14 @@ def for_channels(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def convert_2d_weights_to_3d(state_dict: Mapping[str, Any], verbose: bool = False) -> dict[str, Any]:
-    """Inflate the state dict of a 2D network for the 3D one with the same keys (Carreira et al., arXiv:1705.07750).
+    """Inflate the state dict of a 2D network for the 3D network with the same keys (Carreira et al., arXiv:1705.07750).
 
-    Every weight with four axes, (O, I, kH, kW), is repeated along a new last one as long as kW, and divided by that
-    length: to a volume of equal slices it responds as to the slice. All else stays, weights that are 3D already too.
+    Every weight with four axes, (O, I, kH, kW), is repeated kW times along a new last axis and divided by kW, so a
+    volume of equal slices gives the same response as one slice. Everything else, 3D weights included, stays as it is.
 
     Args:
         state_dict: tensors by name; it is not changed.
-        verbose: print the shapes of what is inflated.
+        verbose: print the shapes of the inflated weights.
     """
     inflated = dict(state_dict)
     for name, weight in state_dict.items():
@@ -152,5 +152,5 @@ def convert_2d_weights_to_3d(state_dict: Mapping[str, Any], verbose: bool = Fals
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Of all but the counts of batches, which old files lack and no inference needs."""
+    """Shapes by name, without the batch counters, which old files lack and inference does not need."""
     return {name: tuple(t.shape) for name, t in tensors.items() if not name.endswith("num_batches_tracked")}

@@ -14,7 +14,7 @@ UNIT: Triple = (1, 1, 1)
 
 
 class ResNetEncoder(Encoder):
-    """7³ convolution, 3³ max pooling, then four layers of residual blocks; five stages of one stride each."""
+    """7³ convolution, 3³ max pooling, then four layers of residual blocks: five stages with one stride each."""
 
     def __init__(self, spec: ResNetSpec, *, in_channels: int, depth: int, strides: Strides) -> None:
         super().__init__(spec, in_channels=in_channels, depth=depth, strides=strides)
@@ -63,7 +63,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1³, 3³ (grouped in ResNeXt, with the stride) and 1³ convolutions and a shortcut."""
+    """1³, 3³ (strided; grouped in ResNeXt) and 1³ convolutions and a shortcut."""
 
     expansion: ClassVar[int] = 4
 
@@ -88,7 +88,7 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(inputs: int, outputs: int, stride: Triple) -> nn.Sequential | None:
-    """A strided projection where the block changes the shape of its input, nothing where it does not."""
+    """A strided projection if the block changes the shape of its input, otherwise None."""
     if stride == UNIT and inputs == outputs:
         return None
     return nn.Sequential(Conv3d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm3d(outputs))

@@ -16,14 +16,14 @@ UNIT: Triple = (1, 1, 1)
 EXPANSION = 4
 REDUCTION = 16
 
-# Stride of the stem's pooling -> the voxels that its windows need before and behind an axis.
+# Stride of the stem's pooling -> voxels of padding before and after an axis.
 BORDERS = {1: (1, 1), 2: (0, 1), 3: (0, 0), 4: (0, 0)}
 
 
 class SENetEncoder(Encoder):
-    """A stem, 3³ max pooling, then four layers of residual blocks that squeeze and excite; a stride a stage.
+    """A stem, 3³ max pooling, then four layers of squeeze-and-excitation blocks: five stages with one stride each.
 
-    The published package cannot construct these, for their layers are 2D; here each is its 3D counterpart.
+    The published package cannot construct these encoders because their layers are 2D; here all layers are 3D.
     """
 
     def __init__(self, spec: SENetSpec, *, in_channels: int, depth: int, strides: Strides) -> None:
@@ -33,7 +33,7 @@ class SENetEncoder(Encoder):
         self.layer0.add_module("pool", stem_pool(strides[1]))
         layers = []
         for repeats, planes, stride in zip(spec.layers, (64, 128, 256, 512), (UNIT, *strides[2:]), strict=True):
-            # The first layer projects pointwise in every network: the stem's pooling has been its stride.
+            # The first layer always projects pointwise, because the stem's pooling already has the stride.
             kernel = spec.projection if layers else 1
             blocks = [Bottleneck(spec, inputs, planes, stride, projection=kernel)]
             inputs = planes * EXPANSION
@@ -47,7 +47,7 @@ class SENetEncoder(Encoder):
 
 
 def stem(spec: SENetSpec, in_channels: int, stride: Triple) -> nn.Sequential:
-    """The first stage: one 7³ or three 3³ convolutions, each with batch normalisation and ReLU; the first strides."""
+    """The first stage: one 7³ or three 3³ convolutions with batch normalisation and ReLU; the first is strided."""
     kernel, widths = (3, (64, 64, spec.channels[0])) if spec.deep_stem else (7, (spec.channels[0],))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     inputs = in_channels
@@ -62,13 +62,13 @@ def stem(spec: SENetSpec, in_channels: int, stride: Triple) -> nn.Sequential:
 
 
 def stem_pool(stride: Triple) -> nn.Sequential:
-    """3³ max pooling whose window i covers the voxels from `stride * i`, as in Caffe; at stride 1 it is centred there.
+    """3³ max pooling whose window i starts at voxel `stride * i`, as in Caffe; at stride 1 it is centred there.
 
-    The last window of an axis of stride 2 reaches one voxel over the end. It is padded by that voxel, and sizes are not
-    rounded up as in the published package: the map is exactly as large, and backends disagree on how to round.
+    At stride 2 the last window reaches one voxel past the end, so that voxel is padded. The published package rounds
+    the size up instead. The map has the same size either way, but backends disagree on how to round.
     """
     h, w, d = (BORDERS[s] for s in stride)
-    # Behind a ReLU no voxel is below zero, so the padding never wins.
+    # After a ReLU no voxel is below zero, so zero padding never changes the maximum.
     return nn.Sequential(nn.ConstantPad3d((*d, *w, *h), 0.0), nn.MaxPool3d(3, stride=stride))
 
 
@@ -76,11 +76,11 @@ class Bottleneck(nn.Module):
     """1³, 3³ (grouped) and 1³ convolutions, squeeze and excitation, and a shortcut.
 
     Args:
-        spec: its row; `widths`, `groups` and `stride_first` shape the convolutions.
+        spec: the row; `widths`, `groups` and `stride_first` shape the convolutions.
         inputs: C of the input.
         planes: a quarter of the output's C.
-        stride: of the second convolution, or of the first where the row says so.
-        projection: kernel of the shortcut's convolution, or None where the block keeps the shape of its input.
+        stride: stride of the second convolution, or of the first with `stride_first`.
+        projection: kernel size of the shortcut's convolution; None if the block keeps the shape of its input.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Bottleneck(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate computed from the means of all."""
+    """Scales each channel by a gate computed from all channel means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

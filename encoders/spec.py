@@ -1,4 +1,4 @@
-"""What a row of the encoder table holds, and the strides of an encoder. Imports no torch."""
+"""The columns of the encoder table, and the strides of an encoder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ DEFAULT_STRIDES: Strides = ((2, 2, 2),) * STAGES
 class EncoderSpec:
     """One encoder of a family.
 
-    `channels` are those of the feature maps after each of the five stages; `parameters` counts the weights in 3D
-    with one input channel.
+    `channels` has one entry for the feature map after each of the five stages. `parameters` counts the 3D weights with
+    one input channel.
     """
 
     name: str
@@ -39,17 +39,17 @@ class EncoderSpec:
     stem: ClassVar[str]
     """Key of the weight whose second dimension is the number of input channels."""
     further_stems: ClassVar[tuple[str, ...]] = ()
-    """Keys of other such weights, in families whose input goes into several convolutions."""
+    """Keys of other such weights, in families that feed the input into several convolutions."""
     classifier: ClassVar[tuple[str, ...]] = ()
-    """How the keys begin, in published weights, of what an encoder does not have."""
+    """Prefixes of keys in published weights that belong to the classifier, which an encoder does not have."""
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Regular expressions for older spellings of keys in published weights, each with its replacement."""
     unet_center: ClassVar[bool] = False
     """Whether a Unet puts two more convolutions between the encoder and its decoder."""
     undilatable: ClassVar[str | None] = None
-    """Why the last stages cannot be made dilated, for families where they cannot."""
+    """Why the last stages cannot be dilated; None if they can."""
     entry_channels: ClassVar[int | None] = None
-    """Channels of the feature map of full size, in families that have one; in the others it is the input."""
+    """Channels of the full-size feature map, in families that have one; in the others that map is the input."""
 
     @property
     def has_first_map(self) -> bool:
@@ -62,7 +62,7 @@ class EncoderSpec:
         return tuple(published_weights(self.name))
 
     def build(self, *, in_channels: int, depth: int, strides: Strides, output_stride: int = 32) -> Encoder:
-        """The encoder for `in_channels` with `depth` stages; `strides` has one triple for each of the five."""
+        """The encoder for `in_channels` with `depth` stages; `strides` has one triple for each of the five stages."""
         module, _, name = self.implementation.partition(":")
         cls = getattr(importlib.import_module(f"smp3d_export.encoders.{module}"), name)
         encoder = cls(self, in_channels=in_channels, depth=depth, strides=strides)
@@ -71,10 +71,10 @@ class EncoderSpec:
 
 
 def as_strides(strides: Sequence[Sequence[int]], depth: int) -> Strides:
-    """`strides` as five triples, those after the first `depth` stages (which are not used) being 2.
+    """`strides` as five triples; stages after the first `depth` are not used and get stride 2.
 
     Raises:
-        UsageError: fewer than `depth` or more than five triples, or a stride that is not 1, 2, 3 or 4.
+        UsageError: there are fewer than `depth` or more than five triples, or a stride is not 1, 2, 3 or 4.
     """
     if not depth <= len(strides) <= STAGES:
         raise UsageError(
@@ -85,14 +85,14 @@ def as_strides(strides: Sequence[Sequence[int]], depth: int) -> Strides:
     for stage, stride in enumerate(strides, start=1):
         if len(stride) != 3 or any(s not in (1, 2, 3, 4) for s in stride):
             raise UsageError(
-                f"stride {tuple(stride)} of stage {stage} is not three numbers of 1, 2, 3 or 4, one each for H, W and D"
+                f"stride {tuple(stride)} of stage {stage} must be three numbers (H, W, D), each 1, 2, 3 or 4"
             )
         triples.append((int(stride[0]), int(stride[1]), int(stride[2])))
     return tuple(triples[:depth]) + DEFAULT_STRIDES[depth:]
 
 
 def product(strides: Sequence[Triple]) -> Triple:
-    """The total of `strides`, per volume axis."""
+    """The total stride per volume axis."""
     total = (1, 1, 1)
     for h, w, d in strides:
         total = (total[0] * h, total[1] * w, total[2] * d)

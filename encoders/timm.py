@@ -1,4 +1,4 @@
-"""Encoders of the optional package timm_3d, called `tu-NAME`; the only module that imports it."""
+"""Encoders from the optional package timm_3d, named `tu-NAME`; no other module imports it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from smp3d_export.encoders.base import DILATIONS, Encoder, Stage
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, STAGES, TIMM_PREFIX, EncoderSpec, Strides, Triple, product
 from smp3d_export.errors import ShapeError, UsageError, unknown
 
-# What a model of that package raises where it cannot be built or run.
+# Exceptions raised by timm_3d models that cannot be built or run.
 FAILURES = (AssertionError, AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
-# The side of the cube that a model is measured with, where it is free.
+# Side of the cube that a model is measured with, unless its input size is fixed.
 SIDE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimmSpec(EncoderSpec):
-    """A model of timm_3d, measured rather than tabulated; it may have fewer than five feature maps."""
+    """A timm_3d model, measured rather than tabulated; it may have fewer than five feature maps."""
 
     model: str
     stem: str  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -42,14 +42,14 @@ class TimmSpec(EncoderSpec):
         try:
             outline(self.model, len(self.channels), output_stride=16)
         except UsageError:
-            return f"timm_3d has no dilated form of {self.model}"
+            return f"timm_3d has no dilated variant of {self.model}"
         return None
 
     def build(self, *, in_channels: int, depth: int, strides: Strides, output_stride: int = 32) -> TimmEncoder:
-        """As for every family, but timm_3d dilates while it builds.
+        """As in every other family, but timm_3d dilates while it builds.
 
         Raises:
-            UsageError: the model has fewer feature maps than `depth`, other strides, or no dilated form.
+            UsageError: the model has fewer feature maps than `depth`, other strides, or no dilated variant.
         """
         if depth > len(self.channels):
             raise UsageError(
@@ -62,14 +62,12 @@ class TimmSpec(EncoderSpec):
             raise UsageError(f"{self.name} cannot be dilated: {self.undilatable}")
         own = outline(self.model, depth, output_stride)
         if strides[:depth] not in (DEFAULT_STRIDES[:depth], own.strides):
-            raise UsageError(
-                f"strides are given for {self.name}, but those of a timm_3d model cannot be chosen: leave them out"
-            )
+            raise UsageError(f"{self.name} is a timm_3d model, whose strides cannot be chosen: leave strides out")
         return TimmEncoder(self, own, in_channels=in_channels, output_stride=output_stride)
 
 
 class TimmEncoder(Encoder):
-    """A model of timm_3d that returns its feature maps; its weights have the names of the published package."""
+    """A timm_3d model that returns its feature maps; its weights are named as in the published package."""
 
     def __init__(self, spec: TimmSpec, own: Outline, *, in_channels: int, output_stride: int) -> None:
         super().__init__(spec, in_channels=in_channels, depth=len(own.strides), strides=own.strides)
@@ -87,14 +85,14 @@ class TimmEncoder(Encoder):
         return size, size, size
 
     def stages(self) -> tuple[Stage, ...]:
-        """One, the model: it is not cut."""
+        """A single stage: the whole model."""
         return ((self.model,),)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, C, H, W, D) to `depth + 1` feature maps, the input being the first.
+        """(N, C, H, W, D) to `depth + 1` feature maps, starting with the input.
 
         Raises:
-            ShapeError: the model takes volumes of one size only, and this is not it.
+            ShapeError: the model takes volumes of one size only, and `x` has another.
         """
         size = self.outline.min_side
         if self.outline.fixed and any(axis != size for axis in x.shape[-3:]):
@@ -107,16 +105,16 @@ class TimmEncoder(Encoder):
 
 @dataclass(frozen=True)
 class Outline:
-    """What a model of a depth turns out to be: its maps, and which cubes it takes."""
+    """Measurements of a model at some depth: its feature maps, and the cubes that it takes."""
 
     channels: tuple[int, ...]
     strides: Strides
     min_side: int
     """The smallest side."""
     multiple: int
-    """What a side must be a multiple of; attention in windows asks for more than the strides do."""
+    """What a side must be a multiple of; windowed attention needs more than the strides do."""
     fixed: bool
-    """Whether `min_side` is the only side, as with attention over the whole map that knows its positions."""
+    """Whether `min_side` is the only valid side, as with global attention and fixed position embeddings."""
     stem: str
     parameters: int
 
@@ -125,7 +123,7 @@ def timm_spec(name: str) -> TimmSpec:
     """The row of the encoder `tu-NAME`.
 
     Raises:
-        UsageError: timm_3d is not installed or has no such model, or one that gives no feature maps.
+        UsageError: timm_3d is not installed, has no such model, or the model gives no feature maps.
     """
     model = name.removeprefix(TIMM_PREFIX)
     timm_3d = package(name)
@@ -136,32 +134,32 @@ def timm_spec(name: str) -> TimmSpec:
     return TimmSpec(
         name=name,
         model=model,
-        channels=deepest.channels,  # pyright: ignore[reportArgumentType]  # fewer than five in some
+        channels=deepest.channels,  # pyright: ignore[reportArgumentType]  # may be fewer than five
         parameters=deepest.parameters,
         stem=deepest.stem,
     )
 
 
 def package(name: str) -> ModuleType:
-    """timm_3d itself, for the encoder `name`."""
+    """The package timm_3d, imported; errors name the encoder `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it decorates functions with torch.jit.script
             return importlib.import_module("timm_3d")
     except ImportError as error:
         raise UsageError(
-            f"{name} is a model of timm_3d, which cannot be imported ({error}): pip install 'smp3d-export[timm]'"
+            f"{name} is a timm_3d model, and timm_3d cannot be imported ({error}): pip install 'smp3d-export[timm]'"
         ) from error
 
 
 @functools.cache
 def maps(model: str) -> int:
-    """How many feature maps a model gives, five at most."""
+    """How many feature maps a model gives, at most five."""
     for depth in range(STAGES, 0, -1):
         try:
             with torch.device("meta"):
                 create(model, 1, depth)
-        except IndexError:  # timm_3d looks up a map that is not there
+        except IndexError:  # timm_3d looks up a map that does not exist
             continue
         except FAILURES as error:
             raise refusal(model, error) from error
@@ -171,10 +169,10 @@ def maps(model: str) -> int:
 
 @functools.cache
 def outline(model: str, depth: int, output_stride: int = 32) -> Outline:
-    """Find out what a model is by running it without weights or numbers, on the device `meta`.
+    """Measure a model by running it on the `meta` device, without weights or values.
 
     Raises:
-        UsageError: it cannot be built or run, or what it returns are no feature maps.
+        UsageError: the model cannot be built or run, or its outputs are not feature maps.
     """
     published = package(TIMM_PREFIX + model).get_pretrained_cfg(model)
     usual = published.input_size[-1] if published and published.fixed_input_size else SIDE
@@ -189,26 +187,26 @@ def outline(model: str, depth: int, output_stride: int = 32) -> Outline:
     if not cubes or any(before % after for before, after in itertools.pairwise(sides)):
         raise UsageError(
             f"timm_3d's {model} cannot be an encoder: from a volume of {usual}×{usual}×{usual} it makes "
-            f"{', '.join(str(tuple(feature.shape)) for feature in features)}, which are no feature maps"
+            f"{', '.join(str(tuple(feature.shape)) for feature in features)}, which are not feature maps"
         )
     strides = tuple((before // after,) * 3 for before, after in itertools.pairwise(sides))
     total = product(strides)[0]
     min_side = next(side for side in range(total, usual + 1, total) if takes(net, side))
-    anything = takes(net, min_side + total)
+    any_multiple = takes(net, min_side + total)
     weights = net.state_dict()
     return Outline(
         channels=tuple(feature.shape[1] for feature in features),
         strides=strides,
         min_side=min_side,
-        multiple=total if anything else min_side,
-        fixed=not anything and not takes(net, 2 * min_side),
+        multiple=total if any_multiple else min_side,
+        fixed=not any_multiple and not takes(net, 2 * min_side),
         stem=next(f"model.{key}" for key, weight in weights.items() if weight.ndim == 5),
         parameters=sum(weight.numel() for weight in net.parameters()),
     )
 
 
 def create(model: str, in_channels: int, depth: int, output_stride: int = 32) -> nn.Module:
-    # Not every model knows the argument.
+    # Not every model accepts the argument.
     dilated: Mapping[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
     with NumbersOnHost():
         net = package(TIMM_PREFIX + model).create_model(
@@ -227,16 +225,16 @@ def create(model: str, in_channels: int, depth: int, output_stride: int = 32) ->
 
 
 class SamePadConv3d(nn.Conv3d):
-    """A convolution that pads as TensorFlow's "SAME" does where axes are multiples of the stride.
+    """A convolution that pads like TensorFlow's "SAME" for axes that are multiples of the stride.
 
-    timm_3d's own reckons the padding from the size; for these sizes, the only ones here, it is always the same, and
-    torch.export needs minutes for each formula.
+    timm_3d computes the padding from the size. All sizes here are such multiples, so the padding is a constant, and
+    torch.export would need minutes for each formula.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         extent = zip(self.kernel_size, self.stride, self.dilation, strict=True)
         totals = [max(dilation * (kernel - 1) + 1 - stride, 0) for kernel, stride, dilation in extent]
-        # F.pad starts at the last axis; what is uneven goes to its end.
+        # F.pad starts at the last axis; an odd voxel goes to the end.
         return super().forward(F.pad(input, [side for n in reversed(totals) for side in (n // 2, n - n // 2)]))
 
 
@@ -254,12 +252,12 @@ def takes(net: nn.Module, side: int) -> bool:
 
 
 def refusal(model: str, error: Exception) -> UsageError:
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
-    return UsageError(f"timm_3d's {model} cannot be an encoder, for timm_3d itself fails on it ({said})")
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return UsageError(f"timm_3d's {model} cannot be an encoder: timm_3d itself fails on it ({reason})")
 
 
 class NumbersOnHost(TorchFunctionMode):
-    """Keeps `linspace` on the CPU: timm_3d reads its rates of stochastic depth back, which a meta tensor has not."""
+    """Keeps `linspace` on the CPU: timm_3d reads back its stochastic depth rates, and a meta tensor has no values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

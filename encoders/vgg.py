@@ -12,9 +12,9 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGGEncoder(Encoder):
-    """Five groups of 3³ convolutions, each followed by max pooling; the feature map of full size is the first group's.
+    """Five groups of 3³ convolutions, each followed by max pooling; the first group gives the full-size feature map.
 
-    A stage is a pooling and the group behind it; behind the last pooling there is none.
+    A stage is a pooling and the group after it. The last stage is a pooling alone.
     """
 
     def __init__(self, spec: VGGSpec, *, in_channels: int, depth: int, strides: Strides) -> None:
@@ -38,7 +38,7 @@ class VGGEncoder(Encoder):
         return tuple(layers[start:end] for start, end in zip(self.pools, ends, strict=True))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, C, H, W, D) to `depth + 1` feature maps, the first of full size."""
+        """(N, C, H, W, D) to `depth + 1` feature maps, the first at full size."""
         for layer in tuple(self.features)[: self.pools[0]]:
             x = layer(x)
         return super().forward(x)

@@ -1,4 +1,4 @@
-"""The table of published weights: where each lies and what its images looked like. Imports no torch."""
+"""The table of published weights: where to fetch them and how their training images were prepared. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from smp3d_export.errors import UsageError
 class PublishedWeights:
     """Weights of a 2D encoder in a repository of the Hugging Face hub, at a pinned revision.
 
-    The images that they were trained on had `input_space` as the order of their channels, and were scaled to
-    `input_range` before `mean` was subtracted and `std` divided by.
+    The training images had their channels in the order `input_space` and were scaled to `input_range`. Then `mean` was
+    subtracted and the result divided by `std`.
     """
 
     repo_id: str
@@ -28,12 +28,12 @@ class PublishedWeights:
 
 
 def published_weights(encoder: str) -> Mapping[str, PublishedWeights]:
-    """The published weights of an encoder by name; none, for an encoder that the table lacks."""
+    """The published weights of an encoder by name; empty for an encoder that is not in the table."""
     return table().get(encoder, {})
 
 
 def no_weights(encoder: str, name: object, *, instead: str = "") -> UsageError:
-    """The error for a `name` that no published weights of the encoder have; `instead` says what else it is not."""
+    """The error for a `name` that is not among the encoder's published weights; `instead` says what else it is not."""
     known = ", ".join(published_weights(encoder)) or "none"
     return UsageError(f"{encoder} has no published weights {str(name)!r}{instead}. It has: {known}")
 

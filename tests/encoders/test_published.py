@@ -265,7 +265,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_download() -> None:
         ("resnet18", "moon", "It has: imagenet, ssl, swsl"),
         ("dpn68b", "imagenet", "It has: imagenet+5k"),
         (TINY, "empty", "'empty' holds no model.safetensors for mobileone_s1"),
-        ("resnet18", "several", "'several' holds 2 files of weights for resnet18: give the path of one"),
+        ("resnet18", "several", "'several' holds 2 weights files for resnet18: give the path of one"),
         ("mobileone_s2", "tiny.pth", "'tiny.pth' does not hold the weights of mobileone_s2:"),
         (TINY, "half.pth", "1 missing: stage0.rbr_conv.0.conv.weight"),
         (TINY, "half.pth", "1 unexpected: stage9.weight"),
