@@ -129,16 +129,16 @@ class SegmentationModel(nn.Module):
             contract: the shapes to export it for, unless others are given then.
 
         Raises:
-            UsageError: an argument of the model cannot be written (an activation that is no name), its tensors are
-                not those that its arguments make, or the folder cannot be written.
-            ShapeError: the contract is not one of this network.
+            UsageError: the arguments do not describe the model (an activation that is not a name, a layer that was
+                replaced or changed later, a forward hook), or the folder cannot be written.
+            ShapeError: the contract does not fit this network.
         """
         if contract is not None:
             optimum = (contract.opt[0], self.encoder.in_channels, *contract.opt[2:])
             ShapeContract.of(
                 optimum, multiple=self.multiple, min_size=self.min_size, min=contract.min, max=contract.max
             )
-        save(Path(folder), type(self), self.arguments, self.state_dict(), contract)
+        save(Path(folder), self, self.arguments, contract)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:

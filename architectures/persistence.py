@@ -6,16 +6,18 @@ import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smp3d_export.architectures import ARCHITECTURES, architecture_class
 from smp3d_export.architectures.arguments import check_arguments, is_opaque
+from smp3d_export.architectures.deviation import deviation
 from smp3d_export.contract import ShapeContract
 from smp3d_export.encoders.published import convert_2d_weights_to_3d, shapes
 from smp3d_export.errors import CheckpointError, UsageError
@@ -88,29 +90,30 @@ class Saved:
             tensors = convert_2d_weights_to_3d(tensors)
         try:
             check_arguments(cls, self.arguments)
-            with torch.device("meta"):
-                model = cls(**self.arguments)
+            model = build(cls, self.arguments)
         except UsageError as error:
             raise CheckpointError(f"{CONFIG} of {self.title} asks for what cannot be: {error}") from error
         different = differences(shapes(model.state_dict()), shapes(tensors))
         if different:
             raise CheckpointError("\n".join([f"{str(path)!r} does not fit the {CONFIG} beside it:", *different]))
-        if dict(model.named_buffers()).keys() - model.state_dict().keys():
-            model = cls(**self.arguments)  # on a real device, for it computes tensors that no state dict holds
         # Copied, for what is read is a view of the file, and would change with it.
         copies = {name: t.clone().float() if t.is_floating_point() else t.clone() for name, t in tensors.items()}
         model.load_state_dict(copies, assign=True)
         return model.eval()
 
 
-def save(
-    folder: Path,
-    cls: type[nn.Module],
-    arguments: dict[str, Any],
-    tensors: Mapping[str, Tensor],
-    contract: ShapeContract | None = None,
-) -> None:
-    """Write a model of a class with these arguments and tensors; see `SegmentationModel.save_pretrained`."""
+def save(folder: Path, model: nn.Module, arguments: dict[str, Any], contract: ShapeContract | None = None) -> None:
+    """Write a model that was built with these arguments; see `SegmentationModel.save_pretrained`.
+
+    Raises:
+        UsageError: a model built from the files would not be this one, or the folder cannot be written.
+    """
+    cls = type(model)
+    if cls.__name__ in ARCHITECTURES and cls is not architecture_class(cls.__name__):
+        raise UsageError(
+            f"this {cls.__name__} is not smp3d_export's {cls.__name__}, which from_pretrained would build: "
+            "give your class a name of its own"
+        )
     if "encoder_weights" in arguments:
         arguments = {**arguments, "encoder_weights": None}  # the tensors hold them
     unwritable = [name for name, value in arguments.items() if is_opaque(value)]
@@ -119,16 +122,39 @@ def save(
             f"{unwritable[0]} of this {cls.__name__} is {arguments[unwritable[0]]!r}, and {CONFIG} holds names and "
             "numbers only: build the model with the name of an activation, or save its state_dict()"
         )
-    with torch.device("meta"):
-        different = differences(shapes(cls(**arguments).state_dict()), shapes(tensors))
+    described = build(cls, arguments)
+    deviates = deviation(model, described)
+    if deviates:
+        raise UsageError(
+            f"{deviates}. {CONFIG} holds the arguments alone, so from_pretrained would build another network: "
+            f"undo the change, make it in the __init__ of a subclass of {cls.__name__}, or save its state_dict()"
+        )
+    tensors = model.state_dict()
+    different = differences(shapes(described.state_dict()), shapes(tensors))
     if different:
         raise UsageError(
-            "\n".join([f"the tensors of this {cls.__name__} are not those that its arguments make:", *different])
+            "\n".join([f"the tensors of this {cls.__name__} are not those that its arguments describe:", *different])
         )
     config = {"format": FORMAT, "class": cls.__name__, "arguments": arguments}
     if contract is not None:
         config["contract"] = contract.to_dict()
-    write(folder, config, {name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    users = Counter(tensor.data_ptr() for tensor in tensors.values())
+    # safetensors refuses a tensor under two names, so each gets a copy.
+    write(folder, config, {name: t.clone() if users[t.data_ptr()] > 1 else t for name, t in tensors.items()})
+
+
+def build(cls: type[Model], arguments: Mapping[str, Any]) -> Model:
+    """A model whose weights will be replaced, so that none are drawn: it is on the device `meta`.
+
+    It is on a real device if it computes tensors that no state dict holds.
+    """
+    with torch.device("meta"):
+        model = cls(**arguments)
+    if dict(model.named_buffers()).keys() - model.state_dict().keys():
+        with torch.random.fork_rng(devices=[]):
+            return cls(**arguments)
+    return model
 
 
 def write(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

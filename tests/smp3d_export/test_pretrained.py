@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES
 from safetensors.torch import load_file, save_file
+from torch.nn.utils import parametrizations
 
 import smp3d_export as smp
 from smp3d_export.architectures import ARCHITECTURES
+from smp3d_export.architectures.deviation import deviation
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import CheckpointError, ShapeError, UsageError
 from smp3d_export.sources.network import contract_for
@@ -159,12 +164,21 @@ def with_another_head(model: Any) -> Any:
     return model
 
 
+def with_a_loss(model: Any) -> Any:
+    model.loss = torch.nn.CrossEntropyLoss(weight=torch.ones(3))
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
         (lambda: built(activation=torch.nn.Sigmoid), "activation of this UnetPlusPlus is <class 'torch.nn.modules.act"),
         (lambda: built(aux_params={"classes": 2, "activation": torch.nn.Tanh}), "aux_params of this UnetPlusPlus is"),
-        (lambda: with_another_head(built()), "2 wrongly shaped: segmentation_head.0.weight is (5, 8, 3, 3, 3)"),
+        (
+            lambda: with_another_head(built()),
+            "segmentation_head.0 of this UnetPlusPlus has in_channels 8; its arguments describe 4",
+        ),
+        (lambda: with_a_loss(built()), "1 unexpected: loss.weight"),
     ],
 )
 def test_what_would_not_load_is_not_saved(model: Callable[[], Any], says: str, tmp_path: Path) -> None:
@@ -172,6 +186,216 @@ def test_what_would_not_load_is_not_saved(model: Callable[[], Any], says: str, t
         model().save_pretrained(tmp_path / "best")
     assert says in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def small_unet(**others: Any) -> Any:
+    """A Unet on one stage of ResNet-18."""
+    torch.manual_seed(0)
+    arguments = {**ENCODER, "encoder_name": "resnet18", "encoder_depth": 1, "decoder_channels": (8,)}
+    return smp.Unet(**{**arguments, **others}).eval()
+
+
+def change(name: str, value: Any, *places: str) -> Callable[[Any], Any]:
+    """Set an attribute of some modules of a model, or replace an entry of a container."""
+
+    def apply(model: Any) -> None:
+        for place in places or ("",):
+            module = model.get_submodule(place)
+            if name.isdigit():
+                module[int(name)] = value
+            else:
+                setattr(module, name, value)
+
+    return apply
+
+
+def half_of(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+def scaled(module: torch.nn.Module, *ignored: Any) -> torch.Tensor:
+    return ignored[-1] / 2
+
+
+def forward_replaced(model: Any) -> None:
+    layer = model.segmentation_head[0]
+    layer.forward = half_of.__get__(layer)
+
+
+# What is done to a Unet after it was built, and how the refusal begins: "MODULE of this Unet ...".
+CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "softmax in the head": (
+        change("activation", torch.nn.Softmax(dim=1), "segmentation_head.2"),
+        "segmentation_head.2.activation of this Unet is a Softmax; its arguments describe an Identity",
+    ),
+    "softmax behind the head": (
+        lambda model: model.segmentation_head.append(torch.nn.Softmax(dim=1)),
+        "segmentation_head of this Unet has a layer '3', a Softmax, which its arguments do not describe",
+    ),
+    "order of layers": (
+        lambda model: setattr(
+            model.decoder.blocks[0].conv1, "_modules", dict(reversed(model.decoder.blocks[0].conv1._modules.items()))
+        ),
+        "decoder.blocks.0.conv1 of this Unet has its layers in the order 2, 1, 0; its arguments describe 0, 1, 2",
+    ),
+    "a layer deleted": (
+        lambda model: model.segmentation_head.pop(1),
+        "segmentation_head of this Unet has no layer '2', which its arguments describe",
+    ),
+    "a layer taken out": (
+        change("relu", torch.nn.Identity(), "encoder"),
+        "encoder.relu of this Unet is an Identity; its arguments describe a ReLU",
+    ),
+    "LeakyReLU": (
+        change("2", torch.nn.LeakyReLU(), "decoder.blocks.0.conv1"),
+        "decoder.blocks.0.conv1.2 of this Unet is a LeakyReLU; its arguments describe a ReLU",
+    ),
+    "eps": (
+        change("eps", 1e-3, "encoder.bn1"),
+        "encoder.bn1 of this Unet has eps 0.001; its arguments describe 1e-05",
+    ),
+    "stride": (
+        change("stride", (1, 1, 1), "encoder.conv1"),
+        "encoder.conv1 of this Unet has stride (1, 1, 1); its arguments describe (2, 2, 2)",
+    ),
+    "padding": (
+        change("padding", (0, 0, 0), "segmentation_head.0"),
+        "segmentation_head.0 of this Unet has padding (0, 0, 0); its arguments describe (1, 1, 1)",
+    ),
+    "dilation": (
+        change("dilation", (2, 2, 2), "segmentation_head.0"),
+        "segmentation_head.0 of this Unet has dilation (2, 2, 2); its arguments describe (1, 1, 1)",
+    ),
+    "padding mode": (
+        change("padding_mode", "reflect", "segmentation_head.0"),
+        "segmentation_head.0 of this Unet has padding_mode 'reflect'; its arguments describe 'zeros'",
+    ),
+    "a block's own setting": (
+        change("stride", (1, 2, 2), "decoder.blocks.0"),
+        "decoder.blocks.0 of this Unet has stride (1, 2, 2); its arguments describe (2, 2, 2)",
+    ),
+    "forward hook": (
+        lambda model: model.segmentation_head.register_forward_hook(scaled),
+        "segmentation_head of this Unet has a forward hook (scaled)",
+    ),
+    "forward pre-hook": (
+        lambda model: model.encoder.register_forward_pre_hook(scaled),
+        "encoder of this Unet has a forward pre-hook (scaled)",
+    ),
+    "forward hook on the model": (
+        lambda model: model.register_forward_hook(scaled),
+        "this Unet has a forward hook (scaled)",
+    ),
+    "forward of an instance": (forward_replaced, "segmentation_head.0 of this Unet has a forward of its own (half_of)"),
+    "forward of the model": (
+        lambda model: setattr(model, "forward", half_of.__get__(model)),
+        "this Unet has a forward of its own (half_of)",
+    ),
+    "parametrization": (
+        lambda model: parametrizations.weight_norm(model.segmentation_head[0]),
+        "segmentation_head.0 of this Unet is a ParametrizedConv3d; its arguments describe a Conv3d",
+    ),
+    "weight norm of old": (
+        lambda model: torch.nn.utils.spectral_norm(model.segmentation_head[0]),
+        "segmentation_head.0 of this Unet has a forward pre-hook (SpectralNorm)",
+    ),
+    "another encoder": (
+        change("encoder", smp.get_encoder("resnet18", 2, 1, strides=((1, 2, 2),))),
+        "encoder of this Unet has strides ((1, 2, 2),); its arguments describe ((2, 2, 2),)",
+    ),
+    "class": (
+        change("__class__", torch.nn.Identity, "encoder.relu"),
+        "encoder.relu of this Unet is an Identity; its arguments describe a ReLU",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_model_that_its_arguments_do_not_describe_is_not_saved(
+    name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Loaded from its arguments, it would be another network."""
+    model, (apply, says) = small_unet(), CHANGES[name]
+    apply(model)
+    with pytest.raises(UsageError) as error:
+        model.save_pretrained(tmp_path / "best")
+    assert str(error.value).startswith(says)
+    assert not list(tmp_path.iterdir())
+
+
+def trained(model: Any) -> None:
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    masks, labels = model(torch.rand(2, 2, 8, 8, 8))
+    (masks.square().mean() + labels.square().mean()).backward()
+    optimizer.step()
+
+
+def everywhere(name: str, value: Any, *classes: type) -> Callable[[Any], Any]:
+    def apply(model: Any) -> None:
+        for module in model.modules():
+            if isinstance(module, classes):
+                setattr(module, name, value)
+
+    return apply
+
+
+# What changes no prediction, and what is done to every model that is trained.
+HARMLESS: dict[str, Callable[[Any], Any]] = {
+    "trained": trained,
+    "frozen": lambda model: model.encoder.requires_grad_(False).eval(),
+    "copied": copy.deepcopy,
+    "pickled": lambda model: pickle.loads(pickle.dumps(model)),
+    "half": lambda model: model.half(),
+    "channels last": lambda model: model.to(memory_format=torch.channels_last_3d),
+    "synchronised batch norm": torch.nn.SyncBatchNorm.convert_sync_batchnorm,
+    "compiled": lambda model: model.compile(backend="eager"),
+    "dropout": everywhere("p", 0.0, torch.nn.Dropout),
+    "momentum": everywhere("momentum", None, torch.nn.BatchNorm3d),
+    "not in place": everywhere("inplace", False, torch.nn.ReLU),
+    "gradients watched": lambda model: model.encoder.register_full_backward_hook(lambda *_: None),
+    "notes of one's own": lambda model: setattr(model, "epoch", 3),
+    "weights assigned": lambda model: model.load_state_dict(copy.deepcopy(model).state_dict(), assign=True),
+    "one tensor in two places": lambda model: setattr(
+        model.encoder.layer1[0].bn1, "weight", model.encoder.layer1[0].bn2.weight
+    ),
+    "views of one tensor": lambda model: [
+        setattr(norm, "weight", torch.nn.Parameter(half))
+        for norm, half in zip(
+            (model.encoder.layer1[0].bn1, model.encoder.layer1[0].bn2), torch.rand(2, 64), strict=True
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_model_that_predicts_as_its_arguments_say_is_saved(name: str, tmp_path: Path) -> None:
+    model = small_unet(aux_params={"classes": 2})
+    changed = HARMLESS[name](model)
+    model = changed if isinstance(changed, smp.Unet) else model
+    model.save_pretrained(tmp_path / "best")
+    image = torch.rand(1, 2, 8, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(smp.from_pretrained(tmp_path / "best")(image), model.eval().float()(image))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("encoder", FAMILIES.values())
+@pytest.mark.slow
+def test_no_network_differs_from_one_of_its_arguments(name: str, encoder: str) -> None:
+    with torch.device("meta"):
+        try:
+            model = smp.create_model(name, encoder, encoder_weights=None)
+        except UsageError:
+            pytest.skip("this pair does not exist")
+    assert deviation(copy.deepcopy(model), type(model)(**model.arguments)) is None
+
+
+def test_a_class_of_ones_own_with_the_name_of_an_architecture_is_not_saved(tmp_path: Path) -> None:
+    """`from_pretrained` would make the architecture of it."""
+    model = type("Unet", (Deeper,), {})(**{**ENCODER, "width": 6})
+    with pytest.raises(UsageError, match="this Unet is not smp3d_export's Unet, which from_pretrained would build"):
+        model.save_pretrained(tmp_path / "best")
 
 
 @pytest.mark.parametrize(
