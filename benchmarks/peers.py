@@ -346,7 +346,7 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
         "",
         "![speed-up over eager](performance.svg)",
         "",
-        "| way | median | times as fast |",
+        "| method | median | speed-up |",
         "|---|--:|---|",
     ]
     for way, found in sorted(first["ways"].items(), key=lambda item: item[1]["speedup"]):
@@ -359,7 +359,7 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
     shown = [way for way in WAYS if WAYS[way][0] == "ours" and sum(way in row["ways"] for row in rows.values()) > 1]
     fp32 = [way for way in shown if way.endswith("fp32")]
     lines += ["", "## The nine architectures of the published package", ""]
-    heads = ["network", "shape", "H, W, D by", *shown, "best fp32", "matrix product"]
+    heads = ["network", "shape", "H, W, D multiples", *shown, "best fp32", "matrix product"]
     lines += [f"| {' | '.join(heads)} |", "|---|---|---|" + "--:|" * (len(shown) + 2)]
     best: dict[str, list[float]] = {"fp32": [], **{way: [] for way in shown}}
     for name in (f"{architecture.lower()}/resnet34" for architecture in NINE):
