@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from smp3d_export.errors import UsageError
 
 Volume = NDArray[np.float32]
 """(N, C, H, W, D) in native, contiguous float32."""
@@ -16,6 +18,34 @@ Outputs = dict[str, NDArray[Any]]
 
 GRID = 8  # voxels between the points of the smooth part
 NOISE = 0.3
+
+NUMBERS = "buif"
+"""Kinds of NumPy types that become float32: bool, unsigned and signed integers, floats."""
+
+
+def as_volume(image: ArrayLike) -> Volume:
+    """An array, or what NumPy can read as one, in native float32, contiguous and writable: the layout of every backend.
+
+    It is copied only if it is not in that layout already. NaN and infinity pass: they are data.
+
+    Raises:
+        UsageError: it does not hold real numbers, or one is too large for float32.
+    """
+    try:
+        array = np.asarray(image)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"the image is a {type(image).__name__} that NumPy cannot read: {error}") from error
+    if array.dtype.kind not in NUMBERS:
+        raise UsageError(
+            f"the image is of type {array.dtype}; it must hold real numbers: float, integer or bool"
+        )
+    try:
+        with np.errstate(over="raise"):
+            ready = np.require(array, np.float32, ("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
+    except FloatingPointError:
+        raise UsageError(f"the image is of type {array.dtype} and has values that float32 cannot hold") from None
+    # To NumPy an axis of size 1 is contiguous whatever its stride; PyTorch refuses a negative one.
+    return ready.reshape(-1).reshape(array.shape)
 
 
 def volume(shape: Sequence[int], seed: int) -> Volume:

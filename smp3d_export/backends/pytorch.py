@@ -30,15 +30,14 @@ class Runner(runner.Runner):
     def forward(self, image: Tensor) -> Any:
         """Run on the device."""
 
-    def run(self, image: Volume) -> Outputs:
+    def _run(self, image: Volume) -> Outputs:
         outputs = self.forward(torch.from_numpy(image).to(self.device))
         outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
         return {name: output.cpu().numpy() for name, output in zip(self.names, outputs, strict=True)}
 
-    def seconds(self, image: Volume) -> float | None:
+    def _timed(self, image: Volume) -> float | None:
         if self.device.type == "cpu":
-            return super().seconds(image)
-        self.contract.check(image.shape)
+            return super()._timed(image)
         placed = torch.from_numpy(image).to(self.device)
         return seconds_on_gpu(lambda: self.forward(placed), self.device)
 

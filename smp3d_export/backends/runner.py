@@ -1,13 +1,15 @@
-"""What every runner has in common: it checks its input against the contract before a backend sees it."""
+"""What every runner has in common: no backend sees an input before it is a volume that the contract admits."""
 
 from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
-from smp3d_export.arrays import Outputs, Volume
+from numpy.typing import ArrayLike
+
+from smp3d_export.arrays import Outputs, Volume, as_volume
 from smp3d_export.artifact.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ class Artifact:
 
 
 class Runner(abc.ABC):
-    """A loaded artifact: call it with (N, C, H, W, D) in float32 and get its outputs by name.
+    """A loaded artifact: call it with (N, C, H, W, D) and get its outputs by name.
+
+    A backend implements `_run`, and `_timed` if it has a better clock than the wall's.
 
     Raises:
         UsageError: the files are not what the manifest says.
@@ -50,19 +54,34 @@ class Runner(abc.ABC):
         self.manifest = artifact.manifest
         self.contract = artifact.manifest.contract
 
-    def __call__(self, image: Volume) -> Outputs:
-        """Run the artifact.
+    @final
+    def __call__(self, image: ArrayLike) -> Outputs:
+        """Run the artifact on an array of any real type and layout.
 
         Raises:
-            ShapeError: `image` is outside the contract; no backend is asked to cope with it.
+            UsageError: `image` does not hold real numbers.
+            ShapeError: it is outside the contract; no backend is asked to cope with it.
         """
-        self.contract.check(image.shape)
-        return self.run(image)
+        return self._run(self._admitted(image))
+
+    @final
+    def seconds(self, image: ArrayLike) -> float | None:
+        """Run and return the seconds it took if the backend has a better clock than the wall's; otherwise None.
+
+        Raises:
+            UsageError: `image` does not hold real numbers.
+            ShapeError: it is outside the contract.
+        """
+        return self._timed(self._admitted(image))
+
+    def _admitted(self, image: ArrayLike) -> Volume:
+        """The image as backends take it, which the contract admits."""
+        volume = as_volume(image)
+        self.contract.check(volume.shape)
+        return volume
 
     @abc.abstractmethod
-    def run(self, image: Volume) -> Outputs:
-        """Run on an image that the contract admits."""
+    def _run(self, image: Volume) -> Outputs: ...
 
-    def seconds(self, image: Volume) -> float | None:
-        """Run and return the seconds it took if the backend has a better clock than the wall's; otherwise None."""
-        self(image)
+    def _timed(self, image: Volume) -> float | None:
+        self._run(image)

@@ -19,6 +19,7 @@ from typing import Any
 import making
 import numpy as np
 import pytest
+from layouts import check_layouts, check_refused
 
 from smp3d_export import backends
 from smp3d_export.contract import Shape, ShapeContract
@@ -244,7 +245,6 @@ def test_runs_of_several_shapes_share_buffers_that_grow(device: Device, load, ta
     for shape in (SMALL, LARGE, SMALL, CONTRACT.opt):
         image = image_of(shape)
         assert np.array_equal(run(image)["masks"], 2 * image)
-        assert np.array_equal(run(np.asfortranarray(image))["masks"], 2 * image)
     assert sorted(map(len, device.memory.values())) == 2 * [4 * int(np.prod(LARGE))]
     with pytest.raises(ShapeError, match="H is 5"):
         run(image_of((1, 1, 5, 4, 4)))
@@ -252,6 +252,13 @@ def test_runs_of_several_shapes_share_buffers_that_grow(device: Device, load, ta
     gc.collect()
     assert not device.memory
     assert not device.alive
+
+
+@pytest.mark.parametrize("target", ENGINES)
+def test_an_engine_is_given_volumes_alone_in_its_own_layout(load, target: str) -> None:
+    run = load(target)
+    check_layouts(run)
+    check_refused(run)
 
 
 def test_tensorrt_replays_a_graph_where_that_is_faster(device: Device, load) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import check_layouts, check_refused
 from small import SMALL
 
 from smp3d_export import backends as targets
@@ -55,6 +56,16 @@ def test_each_runner_refuses_a_shape_outside_the_contract(several: Path, target:
     assert run(np.zeros((2, 1, 8, 40, 32), np.float32))["masks"].shape == (2, 2, 8, 40, 32)
     with pytest.raises(ShapeError, match="W is 44, outside the contract"):
         run(np.zeros((1, 1, 8, 44, 32), np.float32))
+
+
+@pytest.mark.parametrize("target", FILES)
+def test_every_layout_of_a_volume_gives_the_same_outputs(several: Path, target: str) -> None:
+    check_layouts(runtime.load(several / target))
+
+
+@pytest.mark.parametrize("target", FILES)
+def test_what_is_not_a_volume_is_refused_by_name(several: Path, target: str) -> None:
+    check_refused(runtime.load(several / target))
 
 
 def test_openvino_keeps_the_weights_in_single_precision(several: Path) -> None:

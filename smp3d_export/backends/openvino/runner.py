@@ -70,6 +70,6 @@ class Runner(runner.Runner):
         ours = {*artifact.manifest.outputs}
         self.outputs = {(ours & output.names).pop(): number for number, output in enumerate(self.model.outputs)}
 
-    def run(self, image: Volume) -> Outputs:
+    def _run(self, image: Volume) -> Outputs:
         self.request.infer([image], share_inputs=True)
         return {name: np.array(self.request.get_output_tensor(number).data) for name, number in self.outputs.items()}

@@ -71,7 +71,7 @@ class Runner(runner.Runner):
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return self.engine.create_execution_context(config)
 
-    def run(self, image: Volume) -> Outputs:
+    def _run(self, image: Volume) -> Outputs:
         self.place(image)
         self.enqueue()
         outputs = {}
@@ -82,15 +82,14 @@ class Runner(runner.Runner):
         self.cuda(self.cuda.api.cudaStreamSynchronize(self.stream))
         return outputs
 
-    def seconds(self, image: Volume) -> float:
+    def _timed(self, image: Volume) -> float:
         """Run and say how long it took by CUDA events, copies to and from the device left out."""
-        self.contract.check(image.shape)
         self.place(image)
         if image.shape not in self.launches:
             self.launches[image.shape] = self.fastest_launch()
-        return self.timed(self.launches[image.shape])
+        return self.clocked(self.launches[image.shape])
 
-    def timed(self, launch: Callable[[], None]) -> float:
+    def clocked(self, launch: Callable[[], None]) -> float:
         start, end = self.cuda(self.cuda.api.cudaEventCreate()), self.cuda(self.cuda.api.cudaEventCreate())
         self.cuda(self.cuda.api.cudaEventRecord(start, self.stream))
         launch()
@@ -104,7 +103,6 @@ class Runner(runner.Runner):
     def place(self, image: Volume) -> None:
         """Copy an image to the device, and give the context its shape and its buffers, which only ever grow."""
         self.cuda.select()  # of a thread, which need not be the one that loaded the engine
-        image = np.ascontiguousarray(image, np.float32)
         if not self.context.set_input_shape(INPUT, image.shape):
             raise UsageError(f"the engine does not take the shape {image.shape}")
         for name in (INPUT, *self.outputs):
@@ -134,7 +132,7 @@ class Runner(runner.Runner):
         if graph is None:
             return self.enqueue
         ways = (self.enqueue, lambda: self.cuda(self.cuda.api.cudaGraphLaunch(graph, self.stream)))
-        times = [min(self.timed(way) for _ in range(TRIALS)) for way in ways]
+        times = [min(self.clocked(way) for _ in range(TRIALS)) for way in ways]
         return ways[times.index(min(times))]
 
     def captured(self) -> Any | None:
