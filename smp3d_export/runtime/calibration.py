@@ -13,9 +13,9 @@ import numpy as np
 from smp3d_export.arrays import Volume
 from smp3d_export.contract import Shape, ShapeContract
 from smp3d_export.errors import UsageError
-from smp3d_export.runtime.volumes import NIFTI, Normalisation, read_volume
+from smp3d_export.runtime.formats import SUFFIXES
+from smp3d_export.runtime.volumes import Normalisation, read_volume
 
-SUFFIXES = (".npy", ".npz", *NIFTI)
 PATCHES = 16
 # Of as many places, that with the most to see is compared on: in a corner of air there are no regions.
 PLACES = 8

@@ -1,20 +1,18 @@
-"""Volumes on disk: `.npy`, `.npz` and NIfTI, axes as stored (H, W, D), to float32 arrays (N, C, H, W, D)."""
+"""Volumes on disk: `.npy`, `.npz` and NIfTI, H, W and D as stored, to float32 arrays (N, C, H, W, D)."""
 
 from __future__ import annotations
 
 import math
-import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smp3d_export.arrays import Volume
-from smp3d_export.contract import ShapeContract
+from smp3d_export.contract import Shape, ShapeContract
 from smp3d_export.errors import ShapeError, UsageError
-
-NIFTI = (".nii", ".nii.gz")
+from smp3d_export.runtime.formats import UNREADABLE, is_nifti, stored, unreadable
 
 
 @dataclass(frozen=True)
@@ -44,57 +42,75 @@ class Normalisation:
         return "zscore" if self.std is None else f"{self.mean},{self.std}"
 
 
+def volume_shape(path: Path) -> Shape:
+    """The shape (N, C, H, W, D) that `read_volume` would give, by the file's header alone.
+
+    Raises:
+        UsageError: the file does not exist, has no header, or holds no volume of 3 to 5 axes.
+    """
+    return arranged(path, stored(path).shape)
+
+
 def read_volume(path: Path) -> Volume:
     """A volume as float32 (N, C, H, W, D); axes that the file lacks, N or N and C, are 1.
+
+    An array is stored as ([N,] [C,] H, W, D). A NIfTI file has its channels last, in its fourth axis (time) or its
+    fifth (vectors), as nibabel gives them: (H, W, D, C) or (H, W, D, 1, C).
 
     Raises:
         UsageError: the file does not exist, cannot be read, or holds no volume of 3 to 5 axes.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no file {str(path)!r}")
+    found = stored(path)
+    shape = arranged(path, found.shape)
     try:
-        array = _read(path)
-    except UsageError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{str(path)!r} cannot be read as a volume: {error}") from error
-    if array.dtype.kind not in "fiub" or not 3 <= array.ndim <= 5:
-        raise UsageError(
-            f"{str(path)!r} holds an array {array.shape} of {array.dtype}; a volume is numeric and has the axes "
-            "H, W, D, optionally with C, or N and C, in front"
-        )
-    volume = array.reshape((1,) * (5 - array.ndim) + array.shape).astype(np.float32)
+        array = found.read()
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    if is_nifti(path):
+        array = np.moveaxis(array.reshape(*array.shape[:3], -1), -1, 0)
+    volume = np.ascontiguousarray(array.reshape(shape), np.float32)
     if not np.isfinite(volume).all():
         raise UsageError(f"{str(path)!r} has voxels that are not finite numbers")
     return volume
 
 
-def _read(path: Path) -> NDArray[np.generic]:
-    name = path.name.lower()
-    if name.endswith(".npy"):
-        return np.load(path, allow_pickle=False)
-    if name.endswith(".npz"):
-        with np.load(path, allow_pickle=False) as archive:
-            if len(archive.files) != 1:
-                raise UsageError(
-                    f"{str(path)!r} holds {len(archive.files)} arrays ({', '.join(archive.files)}), not one"
-                )
-            return archive[archive.files[0]]
-    if name.endswith(NIFTI):
-        try:
-            import nibabel
-        except ImportError:
-            raise UsageError(
-                f"reading {path.name} takes nibabel: pip install 'smp3d-export[nifti]', or save the volume as .npy"
-            ) from None
-        from nibabel.filebasedimages import ImageFileError
+def check_channels(path: Path, shape: Sequence[int], channels: int) -> None:
+    """Refuse a volume (N, C, H, W, D) whose channels are not the network's.
 
-        try:
-            image = nibabel.load(path)
-            return np.asarray(image.dataobj)  # pyright: ignore[reportAttributeAccessIssue]
-        except ImageFileError as error:
-            raise UsageError(f"{str(path)!r} cannot be read as a volume: {error}") from error
-    raise UsageError(f"{path.name} is not a volume that can be read: use .npy, .npz, .nii or .nii.gz")
+    Raises:
+        UsageError: it says so, and how to move the channels if they seem to be at the other end.
+    """
+    _, found, *sizes = shape
+    if found == channels:
+        return
+    message = f"{str(path)!r} has {found} channel{'s' * (found > 1)}, but the network takes {channels}"
+    last = sizes[-1]
+    if is_nifti(path):
+        if found > 1 and sizes[0] == channels:
+            message += (
+                ": the channels of a NIfTI file are its fourth axis, but here they seem to be the first; move them "
+                "with np.moveaxis(array, 0, -1)"
+            )
+    elif found > 1 and (last == channels or last < min(found, *sizes[:-1])):
+        named = "" if last == channels else f", {last},"
+        message += (
+            f": its last axis{named} looks like the channels; move it to the front with np.moveaxis(array, -1, -4)"
+        )
+    raise UsageError(message)
+
+
+def arranged(path: Path, shape: tuple[int, ...]) -> Shape:
+    """The axes of a stored array as (N, C, H, W, D)."""
+    if not is_nifti(path) or len(shape) < 4:
+        n, c, h, w, d = (1,) * (5 - len(shape)) + shape
+        return n, c, h, w, d
+    h, w, d, *others = shape
+    if min(others) > 1 and len(others) > 1:
+        raise UsageError(
+            f"{str(path)!r} holds an array {shape}, that is {others[0]} points in time and {others[1]} values a voxel; "
+            "a volume has one of the two, its channels"
+        )
+    return 1, math.prod(others), h, w, d
 
 
 def crop_to(contract: ShapeContract, volume: Volume) -> Volume:
