@@ -15,7 +15,6 @@ from smp3d_export.precision import Precision
 from smp3d_export.progress import Reporter
 from smp3d_export.runtime.calibration import Calibration
 from smp3d_export.runtime.volumes import Normalisation
-from smp3d_export.settings import OPSET
 from smp3d_export.sources.named import NamedNetwork
 from smp3d_export.sources.onnx import OnnxSource
 from smp3d_export.sources.request import Optimise, Request, Source, optimise_named
@@ -44,8 +43,8 @@ def export(
     precision: str | None = None,
     keep_fp32: Sequence[str] = (),
     calibration: File | None = None,
-    optimise: Optimise = "on",
-    opset: int = OPSET,
+    optimise: Optimise | None = None,
+    opset: int | None = None,
     gpus: Sequence[str] = (),
     device: str = AUTO,
     threads: int | None = None,
@@ -76,8 +75,8 @@ def export(
         precision: fp32, tf32, fp16, bf16 or int8; by default fp32, or the ONNX file's.
         keep_fp32: patterns of layers or operators that stay in fp32 in fp16 and bf16.
         calibration: a folder of volumes that int8 is calibrated on.
-        optimise: which exact rewrites are applied: `on`, `off`, `cpu` or `auto`.
-        opset: the ONNX operator set.
+        optimise: which exact rewrites are applied: `on` (the default), `off`, `cpu` or `auto`.
+        opset: the ONNX operator set, 13 to 25; by default 20, or the ONNX file's.
         gpus: compute capabilities to build a TensorRT-RTX engine for, such as `8.6`.
         device: `cpu`, `cuda` or `cuda:N` to capture, compare and measure on; `auto` is a GPU for engines, if there is
             one, and the CPU for all else.
@@ -124,7 +123,7 @@ def export(
         device=checked(device, auto=True),
         threads=threads,
         opset=opset,
-        optimise=optimise_named(optimise),
+        optimise=None if optimise is None else optimise_named(optimise),
         output=None if output is None else Path(output),
         bench=bench,
         min_speedup=min_speedup,

@@ -36,9 +36,7 @@ def as_volume(image: ArrayLike) -> Volume:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"the image is a {type(image).__name__} that NumPy cannot read: {error}") from error
     if array.dtype.kind not in NUMBERS:
-        raise UsageError(
-            f"the image is of type {array.dtype}; it must hold real numbers: float, integer or bool"
-        )
+        raise UsageError(f"the image is of type {array.dtype}; it must hold real numbers: float, integer or bool")
     try:
         with np.errstate(over="raise"):
             ready = np.require(array, np.float32, ("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))

@@ -20,7 +20,7 @@ from smp3d_export.backends.exporter import Exported, Exporter
 from smp3d_export.errors import ExportError, TargetUnavailableError
 from smp3d_export.progress import Reporter
 from smp3d_export.sources.request import Program, Request
-from smp3d_export.sources.variants import for_target
+from smp3d_export.sources.variants import ON, for_target
 from smp3d_export.validators.throughput import Side, rounds
 
 # To tell which of several variants is the fastest.
@@ -99,7 +99,7 @@ def export(
     if request.normalisation is not None:
         facts["sample_normalisation"] = str(request.normalisation)
     if variant.rewrites is not None:
-        facts |= {"optimisations": dict(variant.rewrites), "optimise": {"asked": request.optimise, "used": name}}
+        facts |= {"optimisations": dict(variant.rewrites), "optimise": {"asked": request.optimise or ON, "used": name}}
     description = replace(
         described(program.manifest, **facts), target=exporter.row.name, precision=request.settings.precision
     )

@@ -120,6 +120,7 @@ ROWS = (
         precisions=(FP32, FP16, BF16, INT8),
         library="onnxruntime",
         install="pip install onnxruntime",
+        from_onnx=True,
     ),
     Backend(
         name="openvino",

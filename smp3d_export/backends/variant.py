@@ -89,7 +89,8 @@ class Variant:
             key = ("int8", settings.opset, calibration)
             return self._once(key, lambda: quantised(self.graph(plain), calibration.batches(self.contract)))
         if isinstance(self.source, OnnxFile):
-            return self.source.graph(settings.precision)
+            file, precision, opset = self.source, settings.precision, settings.opset
+            return self._once(("file", precision, opset), lambda: file.graph(precision, opset))
         from smp3d_export.onnxgraph.conversion import convert
 
         key = ("onnx", settings.precision, settings.keep_fp32, settings.opset)

@@ -162,9 +162,12 @@ Folder = Annotated[
         "--output", "-o", rich_help_panel=EXPORT, help="Folder. [dim]Default: ./ARCH-ENCODER or ./DIR-export[/]"
     ),
 ]
-Opset = Annotated[int, typer.Option(rich_help_panel=EXPORT, help="ONNX operator set.")]
+Opset = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=EXPORT, help="ONNX operator set, 13 to 25. [dim]Default: 20, or the ONNX file's[/]"),
+]
 Optimise = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="on|off|cpu|auto",
         rich_help_panel=EXPORT,

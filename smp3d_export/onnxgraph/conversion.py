@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from smp3d_export.contract import AXES, INPUT, OUTPUT_AXES
-from smp3d_export.errors import ExportError, UsageError
+from smp3d_export.errors import ExportError
 from smp3d_export.hardware import return_free_memory
 from smp3d_export.onnxgraph.graph import too_large
+from smp3d_export.onnxgraph.opset import EXPORTED, lower_opset, opset_of, set_opset
 from smp3d_export.quiet import quiet
 
 if TYPE_CHECKING:
@@ -16,37 +17,22 @@ if TYPE_CHECKING:
 
     from smp3d_export.program.capture import Captured
 
-OPSETS = range(18, 26)
-"""The operator sets that the exporter can write."""
-
-
-def check_opset(opset: int) -> None:
-    """Refuse an operator set that cannot be written.
-
-    Raises:
-        UsageError: it says which can.
-    """
-    import onnx
-
-    newest = min(OPSETS[-1], onnx.defs.onnx_opset_version())
-    if opset not in range(OPSETS[0], newest + 1):
-        raise UsageError(f"--opset is {opset}; it must be {OPSETS[0]} to {newest}")
-
 
 def convert(captured: Captured, opset: int) -> onnx.ModelProto:
     """The ONNX graph of a captured program, which may be in half precision.
 
     Raises:
-        ExportError: the exporter fails, or makes another opset.
+        ExportError: the exporter fails, or an operator of the network does not exist in the operator set.
     """
     import torch
 
+    written = max(opset, EXPORTED[0])
     try:
         with quiet():
             program = torch.onnx.export(
                 captured.program,
                 dynamo=True,
-                opset_version=opset,
+                opset_version=written,
                 input_names=[INPUT],
                 output_names=list(captured.outputs),
                 verbose=False,
@@ -57,13 +43,17 @@ def convert(captured: Captured, opset: int) -> onnx.ModelProto:
     except Exception as error:  # the exporter lets whatever a decomposition raises through
         hint = ". Some operators have no form for dynamic axes: --static may do" if captured.contract.dynamic else ""
         raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {error}{hint}") from error
-    made = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if made != opset:
-        raise ExportError(f"opset {opset} was asked for, but the exporter made {made}: give --opset {made}")
+    made = opset_of(model)
+    if made != written:
+        raise ExportError(f"opset {written} was asked for, but the exporter wrote {made}: use --opset {made}")
     if not too_large(model):
         model = checked(simplified(model))
     give_back(model, weights)
     tidy(model, captured)
+    if opset < written:
+        lower_opset(model, opset)
+        checked(model)
+    set_opset(model, opset)
     return model
 
 
@@ -106,9 +96,10 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
 
     try:
-        onnx.checker.check_model(model)
+        if not too_large(model):  # it would be serialised
+            onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the exporter made no valid ONNX: {error}") from error
+        raise ExportError(f"the exporter wrote an invalid ONNX graph: {error}") from error
     return model
 
 

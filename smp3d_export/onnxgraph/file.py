@@ -12,6 +12,7 @@ from smp3d_export.artifact.manifest import PREFIX, Manifest
 from smp3d_export.contract import AXES, INPUT, ShapeContract
 from smp3d_export.errors import UsageError
 from smp3d_export.onnxgraph.graph import too_large
+from smp3d_export.onnxgraph.opset import lower_opset, opset_of
 from smp3d_export.precision import Precision
 
 if TYPE_CHECKING:
@@ -41,18 +42,41 @@ class OnnxFile:
     def precision(self) -> Precision:
         return self.manifest.precision
 
-    def graph(self, precision: Precision) -> onnx.ModelProto:
-        """The graph, which is in one precision only.
+    @property
+    def opset(self) -> int:
+        return opset_of(self.model)
+
+    def check_opset(self, opset: int) -> None:
+        """Refuse an operator set that is newer than the file's.
 
         Raises:
-            UsageError: another one is asked for.
+            UsageError: it is newer.
         """
+        if opset > self.opset:
+            raise UsageError(
+                f"{str(self.path)!r} has opset {self.opset}, which cannot be raised: leave out --opset, or "
+                f"export the network again with --opset {opset}"
+            )
+
+    def graph(self, precision: Precision, opset: int) -> onnx.ModelProto:
+        """The graph, which is in one precision only, in its operator set or an older one.
+
+        Raises:
+            UsageError: another precision, or a newer operator set, is asked for.
+            ExportError: an operator of the graph does not exist in the older operator set.
+        """
+        self.check_opset(opset)
         if precision != self.precision:
             raise UsageError(
                 f"{str(self.path)!r} is in {self.precision} and cannot be converted to {precision}: export it again "
                 f"with smp3d-export ARCH ENCODER --to onnx --precision {precision}"
             )
-        return self.model
+        if opset == self.opset:
+            return self.model
+        lowered = type(self.model)()
+        lowered.CopyFrom(self.model)
+        lower_opset(lowered, opset)
+        return lowered
 
 
 def read(path: Path) -> OnnxFile:

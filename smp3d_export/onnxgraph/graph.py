@@ -31,11 +31,12 @@ def save(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str] | None 
     Args:
         metadata: written into the file besides what the graph has.
     """
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, helper
 
     head = bare(model, "graph")
-    for key, value in (metadata or {}).items():
-        head.metadata_props.add(key=key, value=value)
+    if metadata:
+        own = {entry.key: entry.value for entry in model.metadata_props}
+        helper.set_model_props(head, {**own, **metadata})
     graph = bare(model.graph, "initializer").SerializeToString()
     weights = list(model.graph.initializer)
     if too_large(model):

@@ -214,7 +214,8 @@ def plain(value: Any) -> Any:
 
 
 def contract_for(network: Network, request: Request) -> ShapeContract:
-    """The contract that a request asks for. What it leaves out comes from the contract saved with the network.
+    """The contract that a request asks for. What it leaves out comes from the contract saved with the network, whose
+    range grows if the request goes beyond it.
 
     If there is none, it is the default contract around the smallest volume from 64 voxels an axis up.
 
@@ -231,6 +232,9 @@ def contract_for(network: Network, request: Request) -> ShapeContract:
         lower = (*lower[:2], *(rounded_up(size, k) for size, k in zip(lower[2:], applied, strict=True)))
         upper = (*upper[:2], *(size // k * k for size, k in zip(upper[2:], applied, strict=True)))
     shape = request.shape or (saved.opt if saved else (1, network.in_channels, *volume))
+    if lower and upper and len(shape) == len(upper):  # a range that was saved grows for a shape that is asked for
+        lower = tuple(map(min, lower, request.max or shape, shape))
+        upper = tuple(map(max, upper, request.min or shape, shape))
     if len(shape) > 1 and shape[1] != network.in_channels:
         raise ShapeError(f"C of --shape is {shape[1]}, but the network has {network.in_channels} input channels")
     return ShapeContract.of(

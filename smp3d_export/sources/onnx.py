@@ -36,7 +36,8 @@ class OnnxSource:
 
     @property
     def title(self) -> str:
-        return f"{self.path.resolve().parent.name}-{self.path.stem}"
+        """After the network; the network's own name is often the folder that the file is in."""
+        return f"{self._file.manifest.name.replace('/', '-')}-from-onnx"
 
     @cached_property
     def _file(self) -> file.OnnxFile:
@@ -53,10 +54,23 @@ class OnnxSource:
         if any(given is not None for given in shapes) or request.static:
             options = "--shape, --min, --max, --multiple and --static"
             raise UsageError(f"an ONNX file has its shapes from its export: leave out {options}")
+        if request.optimise is not None:
+            raise UsageError("an ONNX file keeps the rewrites of its export: leave out --optimise")
+        if request.keep_fp32:
+            raise UsageError("an ONNX file keeps the layers in fp32 that its export kept: leave out --keep-fp32")
+        if request.folder.resolve() in self.path.resolve().parents:
+            raise UsageError(
+                f"the output folder {str(request.folder)!r} holds {self.path.name!r} itself: give another with -o"
+            )
+        self._file.check_opset(request.opset or self._file.opset)
         calibrated = self._file.precision is Precision.INT8
         if calibrated and request.calibration is not None:
             raise UsageError(f"{str(self.path)!r} is in int8 already, with its ranges: leave out --calibration")
-        request = replace(request, precision=request.precision or self._file.precision).placed(cuda=False)
+        request = replace(
+            request,
+            precision=request.precision or self._file.precision,
+            opset=request.opset or self._file.opset,
+        ).placed(cuda=False)
         backends.check(request.targets, request.settings, calibrated=calibrated)
         return request
 

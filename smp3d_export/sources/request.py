@@ -136,7 +136,9 @@ class Request:
         precision: by default that of an ONNX file, and otherwise fp32.
         device: `cpu`, `cuda`, `cuda:N`, or `auto`, which the source decides.
         threads: CPU threads; by default all cores.
-        optimise: which of the program's variants artifacts are made from; `auto`: the fastest here, for each target.
+        opset: the ONNX operator set; by default that of an ONNX file, and otherwise 20.
+        optimise: which of the program's variants artifacts are made from, by default `on`; `auto`: the fastest here,
+            for each target.
         output: the artifact's folder; by default one in the working directory named after the network.
         bench: whether to measure speed.
         min_speedup: the least ratio of eager time to the artifact's.
@@ -157,8 +159,8 @@ class Request:
     gpus: tuple[str, ...] = ()
     device: str = AUTO
     threads: int | None = None
-    opset: int = OPSET
-    optimise: Optimise = "on"
+    opset: int | None = None
+    optimise: Optimise | None = None
     output: Path | None = None
     bench: bool = True
     min_speedup: float | None = None
@@ -168,7 +170,7 @@ class Request:
         """What every target is asked for."""
         return Settings(
             precision=self.precision or Precision.FP32,
-            opset=self.opset,
+            opset=self.opset or OPSET,
             keep_fp32=self.keep_fp32,
             calibration=self.calibration,
             gpus=self.gpus,

@@ -54,7 +54,7 @@ def variants(captured: Captured, request: Request, reporter: Reporter) -> dict[s
 def programs(captured: Captured, request: Request, reporter: Reporter) -> dict[str, Captured]:
     from smp3d_export.optimise import for_cpu, optimise
 
-    asked = request.optimise
+    asked = request.optimise or ON
     if asked == OFF:
         return {OFF: captured}
     with reporter.stage("optimise") as stage:

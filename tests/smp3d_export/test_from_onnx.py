@@ -38,9 +38,14 @@ def test_openvino_is_made_and_proved_without_torch(exported: Path, tmp_path: Pat
     ("arguments", "says"),
     [
         (["none.onnx"], "there is no file 'none.onnx'"),
-        (["text.onnx"], "'text.onnx' is no ONNX file"),
+        (["text.onnx"], "'text.onnx' cannot be read as an ONNX file"),
         (["other.onnx"], "was not exported by smp3d-export"),
-        (["model.onnx", "--to", "onnx"], "onnx is not made from an ONNX file, but from the network"),
+        (["model.onnx", "--to", "torchscript"], "torchscript is made from the network, not from an ONNX file"),
+        (["model.onnx", "--keep-fp32", "decoder"], "leave out --keep-fp32"),
+        (["model.onnx", "--optimise", "on"], "leave out --optimise"),
+        (["model.onnx", "--opset", "21"], "has opset 20, which cannot be raised"),
+        (["model.onnx", "--to", "onnx", "--precision", "fp16"], "is in fp32 and cannot be converted to fp16"),
+        (["model.onnx", "-o", "."], "holds 'model.onnx' itself"),
         (["model.onnx", "--to", "openvino", "--shape", "1,1,32,32,32"], "leave out --shape"),
         (["model.onnx", "--to", "openvino", "--multiple", "64"], "leave out --shape"),
         (["model.onnx", "--to", "openvino", "--revision", "main"], "--revision is of a repository"),
@@ -54,4 +59,18 @@ def test_wrong_input_is_one_line(exported: Path, cli, arguments: list[str], says
     onnx.save(model, "other.onnx")
     result = cli("from", *arguments, *([] if "--to" in arguments else ["--to", "openvino"]))
     assert result.exit_code == 2, result.output
-    assert says in result.stderr
+    assert says in " ".join(result.output.split())
+
+
+def test_without_options_it_is_proved_again_in_a_folder_named_after_the_network(exported: Path, cli) -> None:
+    result = cli("from", exported / "model.onnx", "--no-bench")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in Path("unet-resnet18-from-onnx").iterdir()) == [
+        "golden.npz", "manifest.json", "model.onnx",
+    ]  # fmt: skip
+    properties = [entry.key for entry in onnx.load("unet-resnet18-from-onnx/model.onnx").metadata_props]
+    assert len(properties) == len(set(properties))
+    again = cli("from", "unet-resnet18-from-onnx/model.onnx", "--opset", "13", "--no-bench", "-o", "old")
+    assert again.exit_code == 0, again.output
+    assert onnx.load("old/model.onnx").opset_import[0].version == 13
+    assert json.loads(Path("old/manifest.json").read_text())["opset"] == 13

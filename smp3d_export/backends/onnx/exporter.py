@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from smp3d_export.artifact.manifest import PREFIX
 from smp3d_export.backends import exporter
 from smp3d_export.backends.exporter import Exported
-from smp3d_export.onnxgraph.conversion import check_opset
 from smp3d_export.onnxgraph.graph import save
+from smp3d_export.onnxgraph.opset import check_opset
 from smp3d_export.precision import Precision
 from smp3d_export.progress import megabytes
 from smp3d_export.settings import Settings
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import onnx
 
     from smp3d_export.backends.variant import Variant
+
+OLDEST_FOR_PLANES = 15
+"""The rewrite by planes takes parts of a shape with `Shape`, which older operator sets cannot."""
 
 
 class Exporter(exporter.Exporter):
@@ -31,7 +34,7 @@ class Exporter(exporter.Exporter):
         from smp3d_export.onnxgraph import int8
 
         model, planes = variant.graph(settings), {}
-        if variant.for_cpu and settings.precision is Precision.FP32:
+        if variant.for_cpu and settings.precision is Precision.FP32 and settings.opset >= OLDEST_FOR_PLANES:
             model, planes = rewritten_by_planes(model, variant)
         quantisation = int8.facts_of(model, settings)
         embedded = {f"{PREFIX}{key}": json.dumps(value) for key, value in {**quantisation, **planes}.items()}

@@ -25,8 +25,8 @@ from smp3d_export.backends.exporter import Exported, Support
 from smp3d_export.backends.openvino import int8
 from smp3d_export.contract import INPUT, ShapeContract
 from smp3d_export.errors import ExportError, TargetUnavailableError, UsageError
-from smp3d_export.onnxgraph.conversion import check_opset
 from smp3d_export.onnxgraph.graph import in_files, too_large
+from smp3d_export.onnxgraph.opset import check_opset
 from smp3d_export.precision import Precision
 from smp3d_export.progress import megabytes
 from smp3d_export.settings import Settings

@@ -27,8 +27,8 @@ from smp3d_export.contract import INPUT, Shape, ShapeContract, written
 from smp3d_export.device import gpu_number
 from smp3d_export.errors import ExportError, UsageError
 from smp3d_export.onnxgraph import int8
-from smp3d_export.onnxgraph.conversion import check_opset
 from smp3d_export.onnxgraph.graph import in_files, in_fp32, tensor_shapes, tensor_types, too_large
+from smp3d_export.onnxgraph.opset import check_opset
 from smp3d_export.precision import Precision
 from smp3d_export.progress import megabytes
 from smp3d_export.settings import Settings
