@@ -11,6 +11,7 @@ installed is a line of the results that says so. The machine should have nothing
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from smp3d_export.errors import ParityError
 from smp3d_export.pipeline import run as export
 from smp3d_export.precision import Precision
 from smp3d_export.runtime.calibration import Calibration
-from smp3d_export.sources import variants as forms
+from smp3d_export.sources import variants
 from smp3d_export.sources.named import NamedNetwork
 from smp3d_export.sources.request import Request
 from smp3d_export.validators.bench import MATRIX_SIZE, matrix_product
@@ -145,13 +146,14 @@ def peer_openvino(job: Job, *, quantised: bool = False, hint: str | None = None)
 def channels_last(job: Job) -> Run:
     """Eager with this tool's rewrites and channels-last-3d, which is the best eager form."""
     from smp3d_export.optimise import optimise
-    from smp3d_export.pipeline import contract_for
     from smp3d_export.program.capture import capture
     from smp3d_export.program.memory_format import channels_last
     from smp3d_export.sources.named import build
+    from smp3d_export.sources.network import contract_for
 
-    request = Request(network=network_of(job), shape=job.shape)
-    network = build(request.network, job.shape)
+    source = network_of(job)
+    request = Request(source=source, shape=job.shape)
+    network = build(source, job.shape)
     module = channels_last(optimise(capture(network.model, contract_for(network, request))).captured)
     image = torch.from_numpy(job.image)
 
@@ -193,13 +195,13 @@ def exported(job: Job, precision: Precision) -> Report:
         calibration = Calibration(job.folder, count=4)
     multiple = MULTIPLE.get(job.architecture, (32, 32, 32))
     request = Request(
-        network=network_of(job),
+        source=network_of(job),
         shape=job.shape,
         max=(*job.shape[:2], max(job.shape[2], 2 * multiple[0]), *job.shape[3:]),  # dynamic along H in any case
         multiple=multiple,
         targets=tuple(way.split()[0] for way in job.ways if WAYS[way][0] == "ours" and way.endswith(f" {precision}")),
         precision=precision,
-        optimise="cpu" if precision in forms.PRECISIONS else "on",
+        optimise="cpu" if precision in variants.PRECISIONS else "on",
         calibration=calibration,
         output=job.folder / precision,
         bench=False,
@@ -225,13 +227,12 @@ WAYS: dict[str, tuple[str, Callable[[Job], Run]]] = {
 
 def measure(architecture: str, encoder: str, shape: tuple[int, ...], ways: Iterable[str], args: Any) -> dict[str, Any]:
     """All ways for one network in alternating rounds."""
-    import segmentation_models_pytorch_3d as published
-
+    published = importlib.import_module("segmentation_models_pytorch_3d")  # installed by hand
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model = getattr(published, architecture)(encoder, encoder_weights=None, in_channels=1, classes=1).eval()
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm3d):
+        if isinstance(module, torch.nn.BatchNorm3d) and module.running_var is not None:
             module.running_var.uniform_(0.5, 1.5)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         job = Job(architecture, encoder, shape, args.threads, model, Path(folder), volume(shape, 0), tuple(ways))
@@ -385,10 +386,8 @@ def geometric(values: list[float]) -> float:
 
 
 def plot(rows: dict[str, dict[str, Any]]) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
+    importlib.import_module("matplotlib").use("svg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
 
     found = sorted(rows["unet/resnet34"]["ways"].items(), key=lambda item: item[1]["speedup"])
     colours = ["#1f77b4" if way in WAYS and WAYS[way][0] == "ours" else "#b0b0b0" for way, _ in found]

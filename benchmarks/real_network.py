@@ -112,7 +112,7 @@ def main() -> None:
         image = normalisation(image)
     image, labels = (cut(volume, network.model.multiple) for volume in (image, labels))
     truth = Truth(network, image, labels[:, 0].astype(np.int64))
-    request = Request(network=source, shape=image.shape, max=image.shape, normalisation=normalisation, bench=False)
+    request = Request(source=source, shape=image.shape, max=image.shape, normalisation=normalisation, bench=False)
     calibration = Calibration(arguments.calibration, normalisation)
     with tempfile.TemporaryDirectory() as folder:
         rows = [truth.eager]

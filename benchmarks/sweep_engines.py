@@ -13,29 +13,25 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-from sweep_networks import CLASSES, Pair, families
+from common import CLASSES, ROOT, Pair, Record, families, listed, provenance, table
 
 from smp3d_export import hardware
 from smp3d_export.architectures import ARCHITECTURES
 from smp3d_export.artifact import folder as artifact
-from smp3d_export.backends import Precision, find
+from smp3d_export.backends import find
 from smp3d_export.encoders import ENCODERS
 from smp3d_export.errors import ParityError
 from smp3d_export.pipeline import run
+from smp3d_export.precision import Precision
 from smp3d_export.sources.named import NamedNetwork, build
 from smp3d_export.sources.request import Request
 
-ROOT = Path(__file__).parents[1]
 TARGET = "trt-rtx"
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
 PACKAGES = ("smp3d-export", "torch", "onnx", "onnxruntime", "onnxsim", "tensorrt-rtx")
-
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -62,7 +58,7 @@ def pairs() -> list[Pair]:
     return list({pair.name: pair for pair in networks}.values())
 
 
-def built(pair: Pair, precision: Precision) -> Row:
+def built(pair: Pair, precision: Precision) -> Record:
     """Export one network in one precision by the pipeline that the command line has."""
     further = pair.architecture.needs(pair.encoder)
     network = NamedNetwork(
@@ -71,11 +67,11 @@ def built(pair: Pair, precision: Precision) -> Row:
     model = build(network).model
     smallest = (1, 1, *model.min_size)
     largest = (2, 1, *(low + 2 * k for low, k in zip(model.min_size, model.multiple, strict=True)))
-    row: Row = {"network": pair.name, "precision": str(precision)}
+    row: Record = {"network": pair.name, "precision": str(precision)}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "net"
         request = Request(
-            network=network,
+            source=network,
             shape=smallest,
             max=largest,
             targets=(TARGET,),
@@ -101,7 +97,7 @@ def built(pair: Pair, precision: Precision) -> Row:
         }
 
 
-def cell(row: Row) -> str:
+def cell(row: Record) -> str:
     if "error" in row:
         return f"failed: {row['error']}"
     kept = "".join(f", {count} {name} in fp32" for name, count in row["engine"]["kept_fp32"].items())
@@ -109,9 +105,15 @@ def cell(row: Row) -> str:
     return f"{row['bytes'] / 1e6:.0f} MB in {row['seconds']:.0f} s, graph within {row['largest']:.0e}{labels}{kept}"
 
 
-def page(rows: Iterable[Row]) -> str:
+def page(rows: Iterable[Record]) -> str:
     rows = list(rows)
-    versions = hardware.versions()
+    where = provenance(PACKAGES, hardware.cores())
+    cells = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        mine = [row for row in rows if row["network"] == network]
+        profile = next((row["shapes"] for row in mine if "shapes" in row), None)
+        low, high = ("×".join(map(str, (n, *sizes))) for n, _, *sizes in (profile[0], profile[2])) if profile else "  "
+        cells.append([network, f"{low} to {high}", *map(cell, mine)])
     run = {row["run"] for row in rows if "run" in row}
     good = sum("error" not in row for row in rows)
     lines = [
@@ -128,18 +130,10 @@ def page(rows: Iterable[Row]) -> str:
         "",
         f"{good} of {len(rows)} engines were built. Status of the engines: {'; '.join(sorted(run))}.",
         "",
-        f"{hardware.processor()}, {hardware.cores()} cores; "
-        f"{', '.join(f'{name} {versions[name]}' for name in PACKAGES if name in versions)}; "
-        f"{datetime.now(UTC).date().isoformat()}",
+        f"{where['machine']}; {listed(where['versions'])}; {where['date']}",
         "",
-        "| network | shapes (N×H×W×D) | " + " | ".join(PRECISIONS) + " |",
-        "|---|---|" + "---|" * len(PRECISIONS),
+        *table(("network", "shapes (N×H×W×D)", *PRECISIONS), cells),
     ]
-    for network in dict.fromkeys(row["network"] for row in rows):
-        mine = [row for row in rows if row["network"] == network]
-        profile = next((row["shapes"] for row in mine if "shapes" in row), None)
-        low, high = ("×".join(map(str, (n, *sizes))) for n, _, *sizes in (profile[0], profile[2])) if profile else "  "
-        lines.append(f"| {network} | {low} to {high} | {' | '.join(map(cell, mine))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -21,48 +21,25 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from fnmatch import fnmatch
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from common import CLASSES, ROOT, Pair, Record, append, families, listed, provenance, read, table
+
 from smp3d_export import hardware
-from smp3d_export.architectures import ARCHITECTURES, ArchitectureSpec
-from smp3d_export.encoders import ENCODERS, EncoderSpec
+from smp3d_export.architectures import ARCHITECTURES
+from smp3d_export.encoders import ENCODERS
 from smp3d_export.errors import Smp3dExportError, UsageError
 
-ROOT = Path(__file__).parents[1]
 BATCH = 3
-CLASSES = 3
 # Above these the whole network is not made: the weights alone are over 2 GB.
 MOST_PARAMETERS = 500_000_000
 # Above these voxels the second shape has a batch of one (the traced one has two).
 MANY_VOXELS = 16_000_000
 PACKAGES = ("python", "smp3d-export", "torch", "onnx", "onnxscript", "onnxruntime", "onnxsim")
-
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Pair:
-    architecture: ArchitectureSpec
-    encoder: EncoderSpec
-
-    @property
-    def name(self) -> str:
-        return f"{self.architecture.name.lower()}/{self.encoder.name}"
-
-
-def families() -> list[EncoderSpec]:
-    """The smallest encoder of each family, in the order of the table."""
-    smallest: dict[str, EncoderSpec] = {}
-    for spec in ENCODERS.values():
-        if spec.family not in smallest or spec.parameters < smallest[spec.family].parameters:
-            smallest[spec.family] = spec
-    return list(smallest.values())
 
 
 def pairs() -> list[Pair]:
@@ -91,12 +68,12 @@ def main() -> None:
     wanted = [pair for pair in pairs() if any(fnmatch(pair.name, pattern) for pattern in arguments.patterns)]
     if not wanted:
         sys.exit(f"no pair is called {' or '.join(arguments.patterns)}; they are written like unet/resnet18")
-    done = read(arguments.results)
+    done = read(arguments.results, "pair")
     if not arguments.table_only:
         for pair in wanted:
             if pair.name in done and not (arguments.retry and done[pair.name]["status"] == "failed"):
                 continue
-            record = stamped(run(pair, arguments), arguments.threads)
+            record = run(pair, arguments) | stamp(arguments.threads)
             append(arguments.results, record)
             done[pair.name] = record
             print(f"{pair.name:34} {verdict(record)}", flush=True)
@@ -183,13 +160,15 @@ def compared(pair: Pair, threads: int) -> Record:
     """Build, capture, export and compare with eager execution."""
     import torch
 
-    from smp3d_export import runtime
+    from smp3d_export import backends
     from smp3d_export.arrays import volume
-    from smp3d_export.artifact import folder as artifact
-    from smp3d_export.onnxgraph import conversion as onnx
+    from smp3d_export.backends.runner import Artifact
+    from smp3d_export.backends.variant import Variant
     from smp3d_export.program.capture import activation_bytes, capture
-    from smp3d_export.sources import network
-    from smp3d_export.sources.named import NamedNetwork
+    from smp3d_export.settings import Settings
+    from smp3d_export.sources.named import NamedNetwork, build
+    from smp3d_export.sources.network import OpenedNetwork
+    from smp3d_export.sources.request import Request
     from smp3d_export.validators.cases import WORKSPACE
     from smp3d_export.validators.parity import Case, Reference, compare
     from smp3d_export.validators.tolerances import tolerance
@@ -203,7 +182,7 @@ def compared(pair: Pair, threads: int) -> Record:
         encoder=pair.encoder.name,
         arguments={"in_channels": 1, "classes": CLASSES, **further},
     )
-    net = network.build(request)
+    net = build(request)
     contract = contract_of(net.model.multiple, net.model.min_size)
     clock.lap("build")
     captured = capture(net.model, contract)
@@ -211,11 +190,12 @@ def compared(pair: Pair, threads: int) -> Record:
 
     with tempfile.TemporaryDirectory(prefix="sweep-") as name:
         folder = Path(name)
-        exported = onnx.export(captured, Settings(), folder)
-        artifact.write_manifest(folder, {"target": onnx.name, "contract": contract.to_dict()})
+        row = backends.find("onnx")
+        exported = row.exporter().export(Variant("off", captured), Settings(), folder)
         clock.lap("export")
         size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
-        runner = runtime.load(folder, threads=threads)
+        manifest = OpenedNetwork(net, contract).describe(captured, Request(source=request))
+        runner = row.runner()(Artifact(row, folder, manifest, threads))
         cases = []
         peak = activation_bytes(captured)
         free = hardware.available_memory()
@@ -223,7 +203,7 @@ def compared(pair: Pair, threads: int) -> Record:
             need = WORKSPACE * peak * prod(shape) / prod(contract.opt)
             skip = f"it takes about {need / 1e9:.0f} GB of memory" if free is not None and need > free else None
             cases.append(Case(title, shape, partial(volume, shape, request.seed), skip))
-        parity = compare(runner, Reference(net, cases), tolerance("fp32", onnx.name))
+        parity = compare(runner, Reference(net, cases), tolerance("fp32", row.name))
         clock.lap("compare")
     status = "agrees" if parity.passed else "failed"
     reason = None
@@ -273,35 +253,10 @@ class Clock:
         self.since = now
 
 
-def stamped(record: Record, threads: int) -> Record:
-    """With the day, the machine and the versions, for a sweep may go on elsewhere."""
-    versions = hardware.versions()
-    return {
-        **record,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{hardware.processor()}, {hardware.cores()} cores, {threads} used",
-        "versions": ", ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions),
-    }
-
-
-def read(results: Path) -> dict[str, Record]:
-    """The last record of each pair; a line that was cut off by a kill is none."""
-    records: dict[str, Record] = {}
-    for line in results.read_text("utf-8").splitlines() if results.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        records[record["pair"]] = record
-    return records
-
-
-def append(results: Path, record: Record) -> None:
-    """Write a record as a line, behind one that was cut off if need be."""
-    with results.open("a+b") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        cut_off = file.read() not in (b"", b"\n")
-        file.write(b"\n" * cut_off + json.dumps(record, ensure_ascii=False).encode() + b"\n")
+def stamp(threads: int) -> Record:
+    """The day, the machine and the versions: a sweep may go on elsewhere."""
+    found = provenance(PACKAGES, threads)
+    return {**found, "versions": listed(found["versions"])}
 
 
 def verdict(record: Record | None) -> str:
@@ -334,20 +289,20 @@ def page(records: dict[str, Record]) -> str:
         f"{len(every)} pairs: {counts['agrees']} agree, {counts['refused']} are refused when built, "
         f"{counts['meta']} were only built, {counts['failed']} failed, {counts['not run']} were not run.",
         "",
-        *provenance(records[name] for name in every if name in records),
+        *machines(records[name] for name in every if name in records),
         "",
         "## Unet with every encoder",
         "",
-        *table([Pair(unet, encoder) for encoder in ENCODERS.values()], records),
+        *tabled([Pair(unet, encoder) for encoder in ENCODERS.values()], records),
         "",
         "## Every architecture with the smallest encoder of each family",
         "",
-        *table([Pair(a, encoder) for a in ARCHITECTURES.values() if a is not unet for encoder in families()], records),
+        *tabled([Pair(a, encoder) for a in ARCHITECTURES.values() if a is not unet for encoder in families()], records),
     ]
     return "\n".join(lines) + "\n"
 
 
-def provenance(records: Iterable[Record]) -> list[str]:
+def machines(records: Iterable[Record]) -> list[str]:
     """A line for each machine with its versions."""
     days: dict[tuple[str, str], list[str]] = {}
     for record in records:
@@ -358,12 +313,10 @@ def provenance(records: Iterable[Record]) -> list[str]:
     ]
 
 
-def table(rows: Iterable[Pair], records: dict[str, Record]) -> list[str]:
-    lines = [
-        "| network | parameters | smallest | untraced | nodes | seconds | error |",
-        "|---|--:|---|---|--:|--:|---|",
-    ]
-    for pair in rows:
+def tabled(pairs: Iterable[Pair], records: dict[str, Record]) -> list[str]:
+    head = ("network", "parameters", "smallest", "untraced", "nodes", "seconds", "error")
+    rows = []
+    for pair in pairs:
         record = records.get(pair.name)
         cells = [""] * 5
         if record is not None and record["status"] == "meta":
@@ -379,8 +332,8 @@ def table(rows: Iterable[Pair], records: dict[str, Record]) -> list[str]:
                 str(record["nodes"]),
                 f"{seconds:.0f}",
             ]
-        lines.append(f"| {' | '.join([pair.name, *cells, verdict(record)])} |")
-    return lines
+        rows.append([pair.name, *cells, verdict(record)])
+    return table(head, rows, right=(1, 4, 5))
 
 
 if __name__ == "__main__":
