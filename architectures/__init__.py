@@ -20,10 +20,10 @@ ARCHITECTURES: Mapping[str, ArchitectureSpec] = MappingProxyType({spec.name: spe
 
 
 def architecture_spec(name: str) -> ArchitectureSpec:
-    """The row of an architecture, its class name written in any case.
+    """The row of an architecture; upper and lower case do not matter.
 
     Raises:
-        UsageError: no architecture has that name; the message has the nearest.
+        UsageError: no architecture has that name; the message suggests the nearest.
     """
     for spec in SPECS:
         if spec.name.lower() == name.lower():
@@ -32,7 +32,7 @@ def architecture_spec(name: str) -> ArchitectureSpec:
 
 
 def architecture_class(name: str) -> type[SegmentationModel]:
-    """The class of an architecture, its name written in any case."""
+    """The class of an architecture; upper and lower case do not matter."""
     spec = architecture_spec(name)
     return getattr(importlib.import_module(f"smp3d_export.architectures.{spec.module}"), spec.name)
 
@@ -45,7 +45,7 @@ def create_model(
     classes: int = 1,
     **kwargs: Any,
 ) -> SegmentationModel:
-    """Any architecture by its name; `kwargs` are further arguments of its class.
+    """Build any architecture by name; `kwargs` are further arguments of its class.
 
     Raises:
         UsageError: there is no such architecture or encoder, or the architecture does not take an argument.

@@ -1,7 +1,4 @@
-"""The arguments of a model's constructor: by name as plain values, and refused where it does not take them.
-
-Imports no torch.
-"""
+"""The arguments of a model's constructor: recorded by name as plain values, and checked. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from smp3d_export.errors import UsageError, unknown
 WORDS = {
     int: ("a whole number from 1 up", "whole numbers from 1 up"),
     float: ("a number from 0 to 1", "numbers from 0 to 1"),
-    bool: ("true or false", "of true and false"),
+    bool: ("true or false", "true or false values"),
     str: ("a name", "names"),
     NoneType: ("none", "none"),
     Mapping: ("a mapping", "mappings"),
@@ -25,7 +22,7 @@ WORDS = {
 
 
 class Opaque:
-    """Stands for a value that JSON has no form for, which is not kept, so that a model can still be pickled."""
+    """Replaces a value that JSON cannot represent. The value itself is not kept, so the model can still be pickled."""
 
     def __init__(self, value: object) -> None:
         self.text = repr(value)
@@ -36,9 +33,9 @@ class Opaque:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: sequences as lists, numpy's numbers and arrays as Python's, paths as texts.
+    """A value as JSON represents it: lists for sequences and numpy arrays, Python numbers for numpy's, text for paths.
 
-    What JSON has no form for, a callable for one, becomes `Opaque`.
+    A value that JSON cannot represent, such as a callable, becomes `Opaque`.
     """
     if value is None or isinstance(value, str | bool | int | float):
         return value
@@ -53,17 +50,17 @@ def plain(value: Any) -> Any:
 
 
 def is_opaque(value: Any) -> bool:
-    """Whether there is something in a plain value that JSON has no form for."""
+    """Whether a plain value contains something that JSON cannot represent."""
     if isinstance(value, list | dict):
         return any(is_opaque(item) for item in (value.values() if isinstance(value, dict) else value))
     return isinstance(value, Opaque)
 
 
 def by_name(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain arguments of the call `cls(*args, **kwargs)` by name, those left out with their defaults.
+    """The plain arguments of the call `cls(*args, **kwargs)` by name, including defaults.
 
     Raises:
-        UsageError: a class of the user's own took some as `*args`, where they have no names.
+        UsageError: a user's own class took some as `*args`, so they have no names.
     """
     signature = inspect.signature(cls.__init__)
     call = signature.bind(None, *args, **kwargs)
@@ -77,24 +74,24 @@ def by_name(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[s
             arguments[name] = plain(value)
         elif value:
             raise UsageError(
-                f"{cls.__name__} was built with {value} by position, and its __init__ gives them no names "
-                f"(*{name}): pass them by name"
+                f"{cls.__name__} was built with the positional arguments {value}, which have no names in its "
+                f"__init__ (*{name}): pass them by name"
             )
     return arguments
 
 
 def check_arguments(cls: type, arguments: Mapping[str, Any], owner: str | None = None) -> None:
-    """Refuse arguments that a class does not have, and values that are not of their types.
+    """Refuse arguments that a class does not have, and values of the wrong type.
 
-    Its whole numbers are counts, of 1 or more, and its numbers probabilities.
+    Whole numbers are counts, so they must be 1 or more. Other numbers are probabilities.
 
     Args:
-        cls: its constructor has the names and types.
-        arguments: by name.
-        owner: what the message calls the class; its name without.
+        cls: the class whose constructor has the names and types.
+        arguments: values by name.
+        owner: what the message calls the class; its name by default.
 
     Raises:
-        UsageError: it names the nearest arguments, and all; or what the argument takes.
+        UsageError: an argument is unknown (the message lists the nearest and all), or its value has the wrong type.
     """
     owner = owner or cls.__name__
     parameters = inspect.signature(cls).parameters
@@ -108,7 +105,7 @@ def check_arguments(cls: type, arguments: Mapping[str, Any], owner: str | None =
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of a type as constructors here annotate it."""
+    """Whether a plain value fits a type annotation, as far as the constructors here use them."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, UnionType):
         return any(fits(value, option) for option in inner)

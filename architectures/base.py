@@ -1,4 +1,4 @@
-"""The model that every architecture derives from: encoder, decoder, heads."""
+"""The base class of all architectures: encoder, decoder, heads."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class SegmentationModel(nn.Module):
-    """An encoder, a decoder and one or two heads, under the names that the published package's state dicts have."""
+    """An encoder, a decoder and one or two heads, named as in the state dicts of the published package."""
 
     encoder: Encoder
     decoder: nn.Module
     segmentation_head: nn.Module
     classification_head: nn.Module | None
     min_size_reason: ClassVar[str] = ""
-    """Why `min_size` is more than the encoder's."""
+    """Why `min_size` is larger than the encoder's."""
     _given: tuple[list[Any], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         model = super().__new__(cls)
-        # Copying and unpickling come here without arguments, and then restore those of the original with its state.
+        # Copying and unpickling call this without arguments, then restore the original's arguments with its state.
         model.__dict__["_given"] = plain(args), plain(kwargs)
         return model
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Those of the constructor by name, as JSON has them; those that were left out with their defaults."""
+        """The constructor's arguments by name as JSON values, including defaults."""
         return by_name(type(self), *self._given)
 
     @property
@@ -59,12 +59,12 @@ class SegmentationModel(nn.Module):
         """Refuse an input (N, C, H, W, D) that the network cannot take.
 
         Raises:
-            ShapeError: it has not five axes or other channels, or a volume axis is no multiple of `multiple` or below
-                `min_size`.
+            ShapeError: it does not have five axes or the right number of channels, or a volume axis is not a multiple
+                of `multiple` or is below `min_size`.
         """
         if len(shape) != len(AXES):
             raise ShapeError(
-                f"an input of {len(shape)} axes, {written(shape)}; the network takes the five (N, C, H, W, D)"
+                f"the input has {len(shape)} axes, {written(shape)}; the network takes five, (N, C, H, W, D)"
             )
         if shape[1] != self.encoder.in_channels:
             raise ShapeError(f"C is {shape[1]}, but the network has {self.encoder.in_channels} input channels")
@@ -74,9 +74,9 @@ class SegmentationModel(nn.Module):
         """(N, C, H, W, D) to masks (N, classes, H, W, D); with a classification head also labels (N, aux classes).
 
         Raises:
-            ShapeError: as `check` does.
+            ShapeError: `check` refuses the shape.
         """
-        if not torch.compiler.is_compiling():  # a captured graph has its contract instead
+        if not torch.compiler.is_compiling():  # a captured graph relies on its contract instead
             self.check(x.shape)
         features = self.encoder(x)
         masks = self.segmentation_head(self.decoder(features))
@@ -86,27 +86,27 @@ class SegmentationModel(nn.Module):
 
     @classmethod
     def infer_arguments(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
-        """What the shapes of a checkpoint's tensors show of the constructor's arguments.
+        """The constructor arguments that can be inferred from the tensor shapes of a checkpoint.
 
-        Every architecture shows `in_channels` and `classes`, and `aux_params` where there is a classification head;
-        `infer_decoder` adds its own.
+        Every architecture infers `in_channels`, `classes` and, with a classification head, `aux_params`.
+        `infer_decoder` adds the others.
         """
         arguments: dict[str, Any] = {}
-        # Whoever loads the tensors says which is missing or of a wrong shape; here it only shows nothing.
-        shown = suppress(KeyError, IndexError)
-        with shown:
+        # A missing tensor or a wrong shape is reported when the tensors are loaded; here nothing is inferred from it.
+        if_present = suppress(KeyError, IndexError)
+        with if_present:
             arguments["in_channels"] = shapes[f"encoder.{encoder.stem}"][1]
-        with shown:
+        with if_present:
             arguments |= cls.infer_decoder(shapes, encoder)
-        with shown:
+        with if_present:
             arguments["classes"] = shapes["segmentation_head.0.weight"][0]
-        with shown:
+        with if_present:
             arguments["aux_params"] = {"classes": shapes["classification_head.3.weight"][0]}
         return arguments
 
     @classmethod
     def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
-        """What the decoder's tensors show of the arguments of this architecture.
+        """The arguments of this architecture that can be inferred from the decoder's tensors.
 
         Raises:
             KeyError: a tensor is missing.
@@ -168,17 +168,17 @@ def encoder_for(
     """The encoder of a model under construction.
 
     Raises:
-        UsageError: the architecture cannot have this encoder, or an argument of the encoder cannot be.
+        UsageError: the architecture cannot use this encoder, or an argument of the encoder is invalid.
     """
-    # A subclass of a user's own is of the architecture that it derives from.
+    # A user's subclass counts as the architecture that it derives from.
     spec = next(ARCHITECTURES[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in ARCHITECTURES)
     refusal = spec.refusal(encoder_spec(name), depth)
     if refusal:
-        raise UsageError(f"{spec.name} with {name} cannot be: {refusal}")
+        raise UsageError(f"{spec.name} cannot use {name}: {refusal}")
     for argument, value in spec.needs(encoder_spec(name)).items():
         if output_stride != value:
             raise UsageError(
-                f"{spec.name} with {name} cannot have {argument} {output_stride}: {encoder_spec(name).undilatable}. "
+                f"{spec.name} cannot use {name} with {argument} {output_stride}: {encoder_spec(name).undilatable}. "
                 f"Pass {argument}={value}"
             )
     return get_encoder(name, in_channels, depth, weights, output_stride, strides)
@@ -187,7 +187,7 @@ def encoder_for(
 def infer_depth(encoder: EncoderSpec, *channels: int, default: int = STAGES) -> dict[str, int]:
     """The `encoder_depth` at which the last feature maps have these `channels`.
 
-    Nothing where several do and the default is one of them: then it is not inferred but assumed.
+    Empty if several depths fit and the default is one of them: then the default is assumed.
     """
     ends = range(len(channels), len(encoder.channels) + 1)
     depths = [depth for depth in ends if encoder.channels[depth - len(channels) : depth] == channels]
@@ -197,17 +197,17 @@ def infer_depth(encoder: EncoderSpec, *channels: int, default: int = STAGES) -> 
 
 
 def classification_head(channels: int, aux_params: Mapping[str, Any] | None) -> ClassificationHead | None:
-    """The head for `aux_params` (`classes`, `pooling`, `dropout`, `activation`), or none without.
+    """The head for `aux_params` (`classes`, `pooling`, `dropout`, `activation`); None without them.
 
     Raises:
-        UsageError: `aux_params` lacks `classes` or has a key that is not of these.
+        UsageError: `aux_params` lacks `classes` or has another key.
     """
     if aux_params is None:
         return None
-    strange = sorted(set(aux_params) - {"classes", "pooling", "dropout", "activation"})
-    if strange or "classes" not in aux_params:
+    unexpected = sorted(set(aux_params) - {"classes", "pooling", "dropout", "activation"})
+    if unexpected or "classes" not in aux_params:
         raise UsageError(
-            f"aux_params has {', '.join(strange) if strange else 'no classes'}; "
+            f"aux_params has {', '.join(unexpected) if unexpected else 'no classes'}; "
             "it takes classes, and optionally pooling, dropout and activation"
         )
     check_arguments(ClassificationHead, aux_params, "aux_params")

@@ -1,4 +1,4 @@
-"""The table of architectures, and which encoders each refuses. Imports no torch."""
+"""The table of architectures, and the encoders that each refuses. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from smp3d_export.encoders.spec import STAGES, EncoderSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureSpec:
-    """One architecture: its class, the module that holds it, the paper, and what it asks of an encoder."""
+    """One architecture: its class, the module that holds it, the paper, and what it needs from an encoder."""
 
     name: str
     module: str
     paper: str
     arguments: Mapping[str, Any]
-    """Those of its constructor that not every architecture has, or has with another default; with their defaults."""
+    """Constructor arguments (with defaults) that other architectures lack or have with another default."""
     dilated: bool = False
     """Dilates the encoder's last stages."""
     undilated_stride: int | None = None
-    """The `encoder_output_stride` with which it does not after all, where it takes one."""
+    """The `encoder_output_stride` at which nothing is dilated, if it takes one."""
     every_stage: bool = False
     """Needs a feature map from every stage."""
     last_maps: int = 1
-    """How many of the last feature maps it cannot do without."""
+    """How many of the last feature maps it needs."""
 
     def refusal(self, encoder: EncoderSpec, depth: int = STAGES) -> str | None:
-        """Why this architecture cannot have an encoder; None where it can, with the arguments of `needs`."""
+        """Why this architecture cannot use an encoder; None if it can, with the arguments of `needs`."""
         if self.dilated and encoder.undilatable and self.undilated_stride is None:
             return f"{self.name} dilates the encoder's last stages, and {encoder.undilatable}"
         if self.every_stage and not encoder.has_first_map:
@@ -42,7 +42,7 @@ class ArchitectureSpec:
         return None
 
     def needs(self, encoder: EncoderSpec) -> dict[str, int]:
-        """Arguments, other than the defaults, without which this architecture cannot have an encoder."""
+        """Arguments, other than the defaults, that this architecture needs to use an encoder."""
         if self.dilated and encoder.undilatable and self.undilated_stride is not None:
             return {"encoder_output_stride": self.undilated_stride}
         return {}

@@ -18,27 +18,27 @@ from smp3d_export.errors import UsageError
 RATES = (12, 24, 36)
 FINE_CHANNELS = 48
 FINE = 2
-"""The feature map that DeepLabV3+ adds detail from: the second stage's, of a quarter of the input's size."""
+"""The feature map that adds detail in DeepLabV3+: the second stage's, at a quarter of the input's size."""
 
 
 class DeepLabV3(SegmentationModel):
-    """Atrous spatial pyramid pooling on the last map of a dilated encoder, whose output stride is 8.
+    """Atrous spatial pyramid pooling on the last map of a dilated encoder with output stride 8.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_name: an encoder from `smp3d-export list encoders`.
         encoder_depth: how many of the encoder's five stages run; the fourth and fifth are dilated.
-        encoder_weights: name of published weights, or None for random ones.
-        decoder_channels: of the pyramid's branches and of its output.
+        encoder_weights: name of published weights, or None for random weights.
+        decoder_channels: C of the pyramid's branches and of its output.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        upsampling: of the masks, one number or a triple for H, W and D; by default what gives them the input's size
-            (8 with default strides).
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each; a dilated stage has stride 1 in place of its own.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        upsampling: upsampling factor of the masks, one number or an (H, W, D) triple; by default the masks get the
+            input's size (8 with default strides).
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage; a dilated stage has stride 1 instead.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
     def __init__(
@@ -84,22 +84,22 @@ class DeepLabV3Plus(SegmentationModel):
     """A pyramid of separable convolutions on the last map, upsampled and refined with the second stage's map.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_name: an encoder from `smp3d-export list encoders`.
         encoder_depth: how many of the encoder's five stages run, at least 3.
-        encoder_weights: name of published weights, or None for random ones.
-        encoder_output_stride: 16 makes the encoder's fifth stage dilated, 8 the fourth and the fifth.
-        decoder_channels: of the pyramid's branches and of the decoder's output.
+        encoder_weights: name of published weights, or None for random weights.
+        encoder_output_stride: 16 dilates the encoder's fifth stage, 8 the fourth and the fifth.
+        decoder_channels: C of the pyramid's branches and of the decoder's output.
         decoder_atrous_rates: dilations of the pyramid's three 3³ convolutions.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        upsampling: of the masks, one number or a triple for H, W and D; by default what gives them the input's size
-            (4 with default strides).
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each; a dilated stage has stride 1 in place of its own.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        upsampling: upsampling factor of the masks, one number or an (H, W, D) triple; by default the masks get the
+            input's size (4 with default strides).
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage; a dilated stage has stride 1 instead.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
     def __init__(
@@ -154,15 +154,15 @@ class DeepLabV3Decoder(nn.Sequential):
         super().__init__(ASPP(inputs, outputs, RATES, separable=False), *ConvBlock(outputs, outputs))
 
     def forward(self, input: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the last one's size."""
+        """The encoder's feature maps to one map of the last one's size."""
         return super().forward(input[-1])
 
 
 class DeepLabV3PlusDecoder(nn.Module):
     """The pyramid, upsampled to the second stage's map, and a separable convolution over both.
 
-    The second stage's map is taken at every depth. (The published package counts from the last map, but upsamples as
-    if it had counted from the first: below depth 5 its two maps differ in size.)
+    At every depth it takes the second stage's map. (The published package counts from the last map but upsamples as if
+    it had counted from the first, so below depth 5 its two maps differ in size.)
     """
 
     def __init__(self, encoder: Encoder, outputs: int, rates: Sequence[int]) -> None:
@@ -176,16 +176,16 @@ class DeepLabV3PlusDecoder(nn.Module):
         self.block2 = normed(SeparableConv(FINE_CHANNELS + outputs, outputs), outputs)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the second stage's size."""
+        """The encoder's feature maps to one map of the second stage's size."""
         x = upsample(self.aspp(features[-1]), self.scale, "trilinear", False)
         return self.block2(torch.cat([x, self.block1(features[FINE])], dim=1))
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: a 1³ convolution, three dilated 3³ ones and the mean of the map, side by side.
+    """Atrous spatial pyramid pooling: a 1³ convolution, three dilated 3³ convolutions and a global mean in parallel.
 
     Raises:
-        UsageError: `rates` is not three positive whole numbers.
+        UsageError: `rates` are not three positive whole numbers.
     """
 
     def __init__(self, inputs: int, outputs: int, rates: Sequence[int], *, separable: bool) -> None:
@@ -205,19 +205,19 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W, D) to (N, outputs, H, W, D)."""
         *maps, mean = [conv(x) for conv in self.convs]
-        # The mean is one voxel: to interpolate it to the size of the maps is to repeat it.
+        # The mean is a single voxel, so interpolating it to the size of the maps repeats it.
         return self.project(torch.cat([*maps, mean.expand_as(maps[0])], dim=1))
 
 
 class DilatedConv(nn.Conv3d):
-    """A 3³ convolution, without bias, that keeps the size."""
+    """A 3³ convolution without bias that keeps the size."""
 
     def __init__(self, inputs: int, outputs: int, dilation: int = 1) -> None:
         super().__init__(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
 
 
 class SeparableConv(nn.Sequential):
-    """A 3³ convolution of each channel on its own and a 1³ one across them, both without bias; it keeps the size."""
+    """A depthwise 3³ and a pointwise 1³ convolution, both without bias; the size stays the same."""
 
     def __init__(self, inputs: int, outputs: int, dilation: int = 1) -> None:
         super().__init__(
@@ -232,6 +232,6 @@ def normed(conv: nn.Module, channels: int) -> nn.Sequential:
 
 
 def pyramid_arguments(shapes: Shapes, pyramid: str, encoder: EncoderSpec) -> dict[str, Any]:
-    """What the first convolution of a pyramid in a checkpoint shows: its outputs, and by its inputs the depth."""
+    """What a checkpoint's first pyramid convolution shows: `decoder_channels` (outputs), the depth (inputs)."""
     weight = shapes[f"{pyramid}.convs.0.0.weight"]
     return {"decoder_channels": weight[0], **infer_depth(encoder, weight[1])}

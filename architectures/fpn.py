@@ -19,26 +19,26 @@ NORM_GROUPS = 32
 
 
 class FPN(SegmentationModel):
-    """A pyramid of the last four feature maps, brought to the size of the finest of them and merged.
+    """A pyramid of the last four feature maps, resized to the finest of them and merged.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
-        encoder_depth: how many of the encoder's five stages run, 3 to 5. With 3 the input is the finest map.
-        encoder_weights: name of published weights, or None for random ones.
-        decoder_pyramid_channels: of the pyramid's maps.
-        decoder_segmentation_channels: of the maps that are merged, a multiple of 32.
+        encoder_name: an encoder from `smp3d-export list encoders`.
+        encoder_depth: how many of the encoder's five stages run, 3 to 5. At 3 the input is the finest map.
+        encoder_weights: name of published weights, or None for random weights.
+        decoder_pyramid_channels: C of the pyramid's maps.
+        decoder_segmentation_channels: C of the maps that are merged, a multiple of 32.
         decoder_merge_policy: `add` or `cat`.
-        decoder_dropout: probability that a channel of the merged map is dropped in training.
+        decoder_dropout: probability of dropping a channel of the merged map during training.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        upsampling: of the masks, a factor or one for H, W and D each; None makes them as large as the input (with five
-            default strides that is 4).
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        upsampling: upsampling factor of the masks, one number or an (H, W, D) triple; by default the masks get the
+            input's size (4 with five default strides).
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class FPN(SegmentationModel):
 
 
 class FPNDecoder(nn.Module):
-    """The pyramid, coarsest map first, a segmentation block for each of its levels, and their sum or concatenation."""
+    """The pyramid from the coarsest map, a segmentation block per level, and their sum or concatenation."""
 
     def __init__(self, encoder: Encoder, pyramid: int, segmentation: int, *, policy: str, dropout: float) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class FPNDecoder(nn.Module):
             raise unknown("decoder_merge_policy", policy, ["add", "cat"], "add, cat")
         if segmentation < 1 or segmentation % NORM_GROUPS:
             raise UsageError(
-                f"decoder_segmentation_channels is {segmentation}, but they are normalised in {NORM_GROUPS} groups: "
+                f"decoder_segmentation_channels is {segmentation}, but FPN normalises them in {NORM_GROUPS} groups: "
                 f"use a multiple of {NORM_GROUPS}"
             )
         self.policy = policy
@@ -124,7 +124,7 @@ class FPNDecoder(nn.Module):
         self.dropout = nn.Dropout3d(dropout, inplace=True)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the size of the fourth last."""
+        """The encoder's feature maps to one map, as large as the fourth last."""
         c2, c3, c4, c5 = features[-4:]
         p5 = self.p5(c5)
         p4 = self.p4(p5, c4)
@@ -147,7 +147,7 @@ class PyramidBlock(nn.Module):
 
 
 class SegmentationBlock(nn.Module):
-    """A level of the pyramid to the size of the finest: a convolution and an upsampling for each stride on the way."""
+    """Brings a pyramid level to the finest size with one convolution and one upsampling per stride."""
 
     def __init__(self, inputs: int, outputs: int, strides: Strides) -> None:
         super().__init__()
@@ -161,9 +161,9 @@ class SegmentationBlock(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation, also where a group is a single number: the module of PyTorch refuses that.
+    """Group normalisation that also takes groups of a single number, which PyTorch's module refuses.
 
-    So it is with 32 segmentation channels where the last feature map has one voxel; what comes out is the bias.
+    That happens with 32 segmentation channels if the last feature map has one voxel; the output is then the bias.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What stands on a decoder (segmentation) or on the last feature map (classification)."""
+"""The heads on the decoder (segmentation) and on the last feature map (classification)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UpsamplingArgument = int | Sequence[int] | None
 class SegmentationHead(nn.Sequential):
     """(N, C, H, W, D) to (N, classes, H·s, W·s, D·s): a convolution, trilinear upsampling and the activation.
 
-    `upsampling` has the factor s of each volume axis; where all are 1 there is none.
+    `upsampling` has the factor s of each volume axis; if all are 1, nothing is upsampled.
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class SegmentationHead(nn.Sequential):
 
 
 def as_upsampling(upsampling: UpsamplingArgument, missing: Triple) -> Triple:
-    """The argument `upsampling` of an architecture as factors for H, W and D: one for all, or three.
+    """The argument `upsampling` of an architecture as three factors for H, W and D.
 
-    None is what is `missing` for masks of the input's size.
+    One number applies to all three axes. None gives `missing`, the factors that restore the input's size.
 
     Raises:
-        UsageError: neither a positive whole number nor three of them.
+        UsageError: it is neither a positive whole number nor three of them.
     """
     if upsampling is None:
         return missing
     factors = tuple(upsampling) if isinstance(upsampling, Sequence) else (upsampling,) * 3
     if len(factors) != 3 or any(not isinstance(s, int) or s < 1 for s in factors):
         raise UsageError(
-            f"upsampling is {upsampling}; it takes a whole number of at least 1, three of them for H, W and D, "
+            f"upsampling is {upsampling}; it takes a positive whole number, three of them for H, W and D, "
             "or None for masks of the input's size"
         )
     return factors

@@ -16,7 +16,7 @@ ActivationArgument = str | Callable[[], nn.Module] | None
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution, batch normalisation (or none, then with a bias) and ReLU; "same" padding for odd kernels."""
+    """Convolution, batch normalisation (if none, a bias) and ReLU; "same" padding for odd kernels."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, *, batchnorm: bool = True, stride: int = 1) -> None:
         super().__init__(
@@ -27,7 +27,7 @@ class ConvBlock(nn.Sequential):
 
 
 def upsample(x: Tensor, stride: Triple, mode: str = "nearest", align_corners: bool | None = None) -> Tensor:
-    """(N, C, H, W, D) with each volume axis made `stride` times longer; as it is where all are 1."""
+    """(N, C, H, W, D) with each volume axis upsampled by its `stride`; unchanged if all are 1."""
     if stride == (1, 1, 1):
         return x
     return F.interpolate(x, scale_factor=[float(s) for s in stride], mode=mode, align_corners=align_corners)
@@ -41,7 +41,7 @@ class SCSE(nn.Module):
         squeezed = channels // reduction
         if squeezed < 1:
             raise UsageError(
-                f"scse attention reduces its channels by {reduction}, but a decoder map has {channels}: "
+                f"scse attention divides its channels by {reduction}, but a decoder map has {channels}: "
                 f"use decoder_channels of at least {reduction}"
             )
         self.cSE = nn.Sequential(
@@ -58,7 +58,7 @@ class SCSE(nn.Module):
 
 
 class Attention(nn.Module):
-    """The attention of a decoder block by name: `scse`, or none."""
+    """The attention of a decoder block by name: `scse` or None."""
 
     def __init__(self, name: str | None, channels: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Attention(nn.Module):
 class DecoderBlock(nn.Module):
     """Nearest upsampling by the stage's stride, concatenation with the skips, two convolutions.
 
-    `skip` is how many channels the skips have together.
+    `skip` is the total number of channels of the skips.
     """
 
     def __init__(
@@ -99,27 +99,27 @@ class DecoderBlock(nn.Module):
 
 
 def center_block(channels: int, *, batchnorm: bool) -> nn.Sequential:
-    """Two more convolutions between an encoder and its decoder, for families whose encoder ends with a pooling."""
+    """Two more convolutions between encoder and decoder, for families whose encoder ends with a pooling."""
     return nn.Sequential(
         ConvBlock(channels, channels, batchnorm=batchnorm), ConvBlock(channels, channels, batchnorm=batchnorm)
     )
 
 
 def check_decoder_channels(decoder_channels: Sequence[int], depth: int) -> None:
-    """Refuse `decoder_channels` that do not have a number for each of `depth` stages.
+    """Refuse `decoder_channels` that do not have one number for each of the `depth` stages.
 
     Raises:
-        UsageError: it has more or fewer.
+        UsageError: there are more or fewer numbers.
     """
     if len(decoder_channels) != depth:
         raise UsageError(
             f"decoder_channels has {len(decoder_channels)} numbers, but the encoder has {depth} stages: "
-            "give one for each"
+            "give one number per stage"
         )
 
 
 def infer_blocks(shapes: Mapping[str, tuple[int, ...]], block: str) -> dict[str, Any]:
-    """What a decoder's blocks of two convolutions show in a checkpoint; `block` is the key of the first less its 0.
+    """What a checkpoint's two-convolution decoder blocks show; `block` is the key of the first one without its 0.
 
     Raises:
         KeyError: there is no such block.
@@ -135,7 +135,7 @@ def infer_blocks(shapes: Mapping[str, tuple[int, ...]], block: str) -> dict[str,
 
 
 def infer_attention(shapes: Mapping[str, tuple[int, ...]], block: str) -> dict[str, str | None]:
-    """The attention that the block of the key `block` shows in a checkpoint."""
+    """The attention of a checkpoint's decoder block; `block` is its key."""
     return {"decoder_attention_type": "scse" if f"{block}.attention1.attention.sSE.0.weight" in shapes else None}
 
 
@@ -165,7 +165,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Activation(nn.Module):
-    """The last layer of a head: a name of `ACTIVATIONS`, a callable that makes a module, or none."""
+    """The last layer of a head: a name in `ACTIVATIONS`, a callable that returns a module, or None for identity."""
 
     def __init__(self, activation: ActivationArgument) -> None:
         super().__init__()

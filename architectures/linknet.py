@@ -20,18 +20,18 @@ class Linknet(SegmentationModel):
     """A light decoder of transposed convolutions that adds the encoder's feature maps, coarsest first.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_name: an encoder from `smp3d-export list encoders`.
         encoder_depth: how many of the encoder's five stages run.
-        encoder_weights: name of published weights, or None for random ones.
-        decoder_use_batchnorm: batch normalisation in the decoder; without, its convolutions have a bias.
+        encoder_weights: name of published weights, or None for random weights.
+        decoder_use_batchnorm: batch normalisation in the decoder; without it, the convolutions have a bias.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Linknet(SegmentationModel):
 
 
 class LinknetDecoder(nn.Module):
-    """A block per stage, coarsest first; each but the last adds the feature map of the size it has come to."""
+    """One block per stage, coarsest first; all but the last add the encoder's feature map of their output size."""
 
     def __init__(self, encoder: Encoder, *, batchnorm: bool) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class LinknetDecoder(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the input's size."""
+        """The encoder's feature maps to one map of the input's size."""
         x, *skips = reversed(features[1:])
         for block, skip in zip(self.blocks, skips, strict=False):
             x = block(x) + skip
@@ -90,7 +90,7 @@ class LinknetDecoder(nn.Module):
 
 
 class LinknetBlock(nn.Module):
-    """A quarter of the channels by a 1³ convolution, upsampling by the stage's stride, and a 1³ convolution."""
+    """A 1³ convolution to a quarter of the channels, upsampling by the stage's stride, and a 1³ convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: Triple, *, batchnorm: bool) -> None:
         super().__init__()
@@ -106,9 +106,9 @@ class LinknetBlock(nn.Module):
 
 
 class TransposedBlock(nn.Sequential):
-    """A transposed convolution, batch normalisation (or none) and ReLU; each axis grows by its stride.
+    """A transposed convolution, optional batch normalisation and ReLU; each axis grows by its stride.
 
-    Of n voxels a transposed convolution makes (n - 1)·s - 2·padding + kernel: with padding 1 and kernel s + 2, n·s.
+    A transposed convolution turns n voxels into (n - 1)·s - 2·padding + kernel: n·s with padding 1 and kernel s + 2.
     """
 
     def __init__(self, channels: int, stride: Triple, *, batchnorm: bool) -> None:

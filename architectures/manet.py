@@ -26,24 +26,24 @@ from smp3d_export.errors import UsageError
 class MAnet(SegmentationModel):
     """A Unet with attention between the voxels of the last feature map, and over the channels of each skip.
 
-    The attention between voxels holds a matrix of the square of their number: large volumes, or strides that leave the
-    last feature map large, cost memory by its sixth power.
+    The attention matrix has as many elements as the square of the number of voxels. So memory grows with the sixth
+    power of the side of the last feature map: avoid large volumes, and strides that leave that map large.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_name: an encoder from `smp3d-export list encoders`.
         encoder_depth: how many of the encoder's five stages run.
-        encoder_weights: name of published weights, or None for random ones.
-        decoder_use_batchnorm: batch normalisation in the decoder; without, its convolutions have a bias.
-        decoder_channels: of the decoder's blocks, coarsest first; one for each stage.
-        decoder_pab_channels: in which the attention between voxels compares them.
+        encoder_weights: name of published weights, or None for random weights.
+        decoder_use_batchnorm: batch normalisation in the decoder; without it, the convolutions have a bias.
+        decoder_channels: output channels of the decoder blocks, coarsest first, one per stage.
+        decoder_pab_channels: C of the keys and queries in the attention between voxels.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class MAnet(SegmentationModel):
 
 
 class MAnetDecoder(nn.Module):
-    """Position attention, then a fusion block per stage with a skip, and a plain one for the others."""
+    """Position attention, then one block per stage: a fusion block with a skip, a plain block without."""
 
     def __init__(
         self, encoder: Encoder, decoder_channels: Sequence[int], *, batchnorm: bool, pab_channels: int
@@ -101,7 +101,7 @@ class MAnetDecoder(nn.Module):
             inputs = outputs
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the input's size."""
+        """The encoder's feature maps to one map of the input's size."""
         head, *skips = reversed(features[1:])
         x = self.center(head)
         for block, skip in zip(self.blocks, skips, strict=False):
@@ -110,7 +110,7 @@ class MAnetDecoder(nn.Module):
 
 
 class PositionAttention(nn.Module):
-    """Adds to every voxel a mixture of all of them, weighted by how alike they are; one softmax over all pairs."""
+    """Adds to every voxel a mean of all voxels, weighted by similarity; one softmax over all pairs."""
 
     def __init__(self, channels: int, compared: int) -> None:
         super().__init__()
@@ -123,15 +123,15 @@ class PositionAttention(nn.Module):
         keys = self.top_conv(x).flatten(2)
         queries = self.center_conv(x).flatten(2).transpose(1, 2)
         values = self.bottom_conv(x).flatten(2).transpose(1, 2)
-        alike = queries @ keys  # (N, voxels, voxels)
-        weights = alike.flatten(1).softmax(dim=1).reshape(alike.shape)
-        # (N, voxels, C) is read as (N, C, H, W, D) without exchanging the axes: so were the published weights trained.
+        similarity = queries @ keys  # (N, voxels, voxels)
+        weights = similarity.flatten(1).softmax(dim=1).reshape(similarity.shape)
+        # (N, voxels, C) is reshaped to (N, C, H, W, D) without a transpose; the published weights need that.
         mixture = (weights @ values).reshape(x.shape)
         return self.out_conv(x + mixture)
 
 
 class FusionBlock(nn.Module):
-    """Channel attention from the coarse map and the skip together, concatenation with the skip, two convolutions."""
+    """Channel attention from the coarse map and the skip, concatenation with the skip, two convolutions."""
 
     def __init__(self, inputs: int, skip: int, outputs: int, stride: Triple, *, batchnorm: bool) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class FusionBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.hl_conv(x)
-        # Nearest upsampling changes neither the mean of a channel nor what a factor on it does, so both come first.
+        # Nearest upsampling keeps channel means and commutes with channel factors, so both come first, on fewer voxels.
         x = upsample(x * (self.SE_hl(x) + self.SE_ll(skip)), self.stride)
         return self.conv2(self.conv1(torch.cat([x, skip], dim=1)))
 

@@ -16,30 +16,30 @@ from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Triple, pro
 from smp3d_export.errors import UsageError
 
 MIN_MAP = 8
-"""Voxels an axis that the last feature map needs: three poolings halve it."""
+"""Voxels per axis that the last feature map needs, because three poolings halve it."""
 
 
 class PAN(SegmentationModel):
-    """A pyramid of convolutions attends to the last feature map; gates from coarser maps weigh the finer ones.
+    """Pyramid attention on the last feature map; each coarser map gates the next finer one.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
-        encoder_weights: name of published weights, or None for random ones.
-        encoder_output_stride: 16 makes the encoder's last stage dilated, 32 leaves it as it is.
-        decoder_channels: of the decoder's maps.
+        encoder_name: an encoder from `smp3d-export list encoders`.
+        encoder_weights: name of published weights, or None for random weights.
+        encoder_output_stride: 16 dilates the encoder's last stage, 32 leaves it as it is.
+        decoder_channels: C of the decoder's maps.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        upsampling: of the masks, one number or a triple for H, W and D; by default what gives them the input's size
-            (4 with default strides).
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        upsampling: upsampling factor of the masks, one number or an (H, W, D) triple; by default the masks get the
+            input's size (4 with default strides).
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
-    min_size_reason = f"its three poolings need {MIN_MAP} voxels an axis in the last feature map"
+    min_size_reason = f"its three poolings need {MIN_MAP} voxels per axis in the last feature map"
 
     def __init__(
         self,
@@ -82,13 +82,13 @@ class PAN(SegmentationModel):
 
     @property
     def min_size(self) -> Triple:
-        """The smallest volume (H, W, D): one whose last feature map has 8 voxels an axis."""
+        """The smallest volume (H, W, D), whose last feature map has 8 voxels per axis."""
         h, w, d = (max(MIN_MAP * k, low) for k, low in zip(self.multiple, self.encoder.min_size, strict=True))
         return h, w, d
 
 
 class PANDecoder(nn.Module):
-    """Pyramid attention on the last feature map, then three gated upsamplings to the map of the second stage."""
+    """Pyramid attention on the last feature map, then three gated upsamplings to the second stage's map."""
 
     def __init__(self, encoder: Encoder, channels: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class PANDecoder(nn.Module):
         self.gau1 = GatedUpsample(fine, channels, encoder.strides[2])
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the second stage's size."""
+        """The encoder's feature maps to one map of the second stage's size."""
         _, _, fine, middle, coarse, last = features
         x = self.gau3(coarse, self.fpa(last))
         x = self.gau2(middle, x)
@@ -107,7 +107,7 @@ class PANDecoder(nn.Module):
 
 
 class PyramidAttention(nn.Module):
-    """Feature pyramid attention: a map of one channel, seen at a half, a quarter and an eighth, weighs the input."""
+    """Feature pyramid attention: a one-channel map, computed at 1/2, 1/4 and 1/8 of the size, weights the input."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class PyramidAttention(nn.Module):
         eighth = self.down3(quarter)
         attention = self.conv2(quarter) + resized(eighth, quarter)
         attention = self.conv1(half) + resized(attention, half)
-        # The pooled branch is one voxel: to interpolate it is to broadcast it.
+        # The pooled branch is a single voxel, so broadcasting replaces interpolation.
         return resized(attention, x) * self.mid(x) + self.branch1(x)
 
 
@@ -144,7 +144,7 @@ class GatedUpsample(nn.Module):
 
 
 class NormedConv(nn.Module):
-    """Convolution with "same" padding, batch normalisation and, mostly, ReLU."""
+    """Convolution with "same" padding, batch normalisation and optional ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, relu: bool = True) -> None:
         super().__init__()
@@ -157,5 +157,5 @@ class NormedConv(nn.Module):
 
 
 def resized(x: Tensor, like: Tensor) -> Tensor:
-    """Trilinear interpolation to the size of another map, corners on corners."""
+    """Trilinear interpolation to the size of another map, with aligned corners."""
     return F.interpolate(x, size=like.shape[-3:], mode="trilinear", align_corners=True)

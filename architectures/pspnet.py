@@ -20,25 +20,25 @@ DEFAULT_DEPTH = 3
 
 
 class PSPNet(SegmentationModel):
-    """The last feature map beside its averages over 1, 2, 3 and 6 bins an axis. No finer map is read.
+    """The last feature map and its averages over 1, 2, 3 and 6 bins per axis. It reads no finer map.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
-        encoder_weights: name of published weights, or None for random ones.
+        encoder_name: an encoder from `smp3d-export list encoders`.
+        encoder_weights: name of published weights, or None for random weights.
         encoder_depth: how many of the encoder's five stages run.
-        psp_out_channels: of the decoder's map.
-        psp_use_batchnorm: batch normalisation in the decoder; without, its convolutions have a bias.
-        psp_dropout: probability that a channel of the decoder's map is dropped in training.
+        psp_out_channels: C of the decoder's map.
+        psp_use_batchnorm: batch normalisation in the decoder; without it, the convolutions have a bias.
+        psp_dropout: probability of dropping a channel of the decoder's map during training.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        upsampling: of the masks, a factor or one for H, W and D each; None makes them as large as the input (with three
-            default strides that is 8).
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        upsampling: upsampling factor of the masks, one number or an (H, W, D) triple; by default the masks get the
+            input's size (8 with three default strides).
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class PSPNet(SegmentationModel):
 
 
 class PSPDecoder(nn.Module):
-    """The pyramid of averages and a 1³ convolution over all of it."""
+    """The pyramid of averages, and a 1³ convolution over all levels."""
 
     def __init__(self, inputs: int, outputs: int, *, batchnorm: bool, dropout: float) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class PSPDecoder(nn.Module):
         self.dropout = nn.Dropout3d(dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the size of the last."""
+        """The encoder's feature maps to one map, as large as the last."""
         return self.dropout(self.conv(self.psp(features[-1])))
 
 
@@ -114,13 +114,13 @@ class PyramidPooling(nn.Module):
 
 
 class PoolingBlock(nn.Module):
-    """Averages over `bins` an axis, a 1³ convolution, and trilinear upsampling with aligned corners."""
+    """Averages over `bins` per axis, a 1³ convolution, and trilinear upsampling with aligned corners."""
 
     def __init__(self, inputs: int, outputs: int, bins: int, *, batchnorm: bool) -> None:
         super().__init__()
         self.pool = nn.Sequential(
             AdaptiveAvgPool3d(bins),
-            # A single voxel has no statistics to train a batch normalisation with.
+            # Batch normalisation cannot be trained on a single voxel.
             ConvBlock(inputs, outputs, 1, batchnorm=batchnorm and bins > 1),
         )
 

@@ -17,27 +17,27 @@ from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, product
 from smp3d_export.errors import UsageError
 
 TARGET = 2
-"""The feature map whose size all are brought to: the second stage's, a quarter of the input's."""
+"""All feature maps are resized to this one: the second stage's, at a quarter of the input's size."""
 
 
 class Segformer(SegmentationModel):
-    """A linear layer for each feature map, all brought to one size, and a 1³ convolution over them.
+    """A linear layer per feature map, resizing to a common size, and a 1³ convolution over all.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_name: an encoder from `smp3d-export list encoders`.
         encoder_depth: how many of the encoder's five stages run, at least 3.
-        encoder_weights: name of published weights, or None for random ones.
-        decoder_segmentation_channels: of the decoder's maps.
+        encoder_weights: name of published weights, or None for random weights.
+        decoder_segmentation_channels: C of the decoder's maps.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        upsampling: of the masks, one number or a triple for H, W and D; by default what gives them the input's size
-            (4 with default strides).
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        upsampling: upsampling factor of the masks, one number or an (H, W, D) triple; by default the masks get the
+            input's size (4 with default strides).
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
     def __init__(
@@ -86,22 +86,22 @@ class Segformer(SegmentationModel):
 
 
 class SegformerDecoder(nn.Module):
-    """Every stage's map, coarsest first, projected and brought to the second stage's size; then fused."""
+    """Every stage's map, coarsest first, is projected and resized to the second stage's; then all are fused."""
 
     def __init__(self, encoder: Encoder, channels: int) -> None:
         super().__init__()
         self.strides = encoder.strides
-        # A Mix Vision Transformer has no map of the first stage.
+        # A Mix Vision Transformer has no map from the first stage.
         self.maps = tuple(i for i in range(encoder.depth, 0, -1) if encoder.out_channels[i])
         self.mlp_stage = nn.ModuleList(Projection(encoder.out_channels[i], channels) for i in self.maps)
         self.fuse_stage = ConvBlock(len(self.maps) * channels, channels, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the second stage's size."""
+        """The encoder's feature maps to one map of the second stage's size."""
         resized = []
         for i, project in zip(self.maps, self.mlp_stage, strict=True):
             if i < TARGET:
-                # Interpolation and projection commute: the finest map is made smaller before it gets more channels.
+                # Interpolation and projection commute, so the finest map shrinks before it gets more channels.
                 x = F.interpolate(features[i], size=features[TARGET].shape[2:], mode="trilinear", align_corners=False)
                 resized.append(project(x))
             else:
@@ -111,7 +111,7 @@ class SegformerDecoder(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear layer over the channels of every voxel, (N, inputs, H, W, D) to (N, outputs, H, W, D)."""
+    """A linear layer applied to every voxel, (N, inputs, H, W, D) to (N, outputs, H, W, D)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -25,20 +25,20 @@ class Unet(SegmentationModel):
     """A decoder that upsamples by the encoder's strides and concatenates its feature maps, coarsest first.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_name: an encoder from `smp3d-export list encoders`.
         encoder_depth: how many of the encoder's five stages run.
-        encoder_weights: name of published weights, or None for random ones.
-        decoder_use_batchnorm: batch normalisation in the decoder; without, its convolutions have a bias.
-        decoder_channels: of the decoder's blocks, coarsest first; one for each stage.
+        encoder_weights: name of published weights, or None for random weights.
+        decoder_use_batchnorm: batch normalisation in the decoder; without it, the convolutions have a bias.
+        decoder_channels: output channels of the decoder blocks, coarsest first, one per stage.
         decoder_attention_type: `scse` or None.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Unet(SegmentationModel):
 
 
 class UnetDecoder(nn.Module):
-    """A block per stage, coarsest first; the last has no skip, for the input itself is not concatenated."""
+    """One block per stage, coarsest first; the last has no skip because the input itself is not concatenated."""
 
     def __init__(
         self, encoder: Encoder, decoder_channels: Sequence[int], *, batchnorm: bool, attention: str | None
@@ -95,7 +95,7 @@ class UnetDecoder(nn.Module):
             inputs = outputs
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the input's size."""
+        """The encoder's feature maps to one map of the input's size."""
         head, *skips = reversed(features[1:])
         x = self.center(head)
         for block, skip in zip(self.blocks, skips, strict=False):

@@ -22,23 +22,23 @@ from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec
 
 
 class UnetPlusPlus(SegmentationModel):
-    """Unet whose skips are nested decoders: each level concatenates every map computed at its size.
+    """A Unet whose skips are nested decoders: each level concatenates all maps computed at its size.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_name: an encoder from `smp3d-export list encoders`.
         encoder_depth: how many of the encoder's five stages run.
-        encoder_weights: name of published weights, or None for random ones.
-        decoder_use_batchnorm: batch normalisation in the decoder; without, its convolutions have a bias.
-        decoder_channels: of the decoder's outermost blocks, coarsest first; one for each stage.
+        encoder_weights: name of published weights, or None for random weights.
+        decoder_use_batchnorm: batch normalisation in the decoder; without it, the convolutions have a bias.
+        decoder_channels: output channels of the outermost decoder blocks, coarsest first, one per stage.
         decoder_attention_type: `scse` or None.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class UnetPlusPlus(SegmentationModel):
 
 
 class UnetPlusPlusDecoder(nn.Module):
-    """A triangle of blocks: `x_i_j` makes a map of level j for the decoder that starts at level i.
+    """A triangle of blocks: `x_i_j` computes the map at level j of the decoder that starts at level i.
 
-    Levels count from the coarsest. Block `x_i_j` upsamples the same decoder's map of level j - 1 (where i = j, the
-    encoder's) and concatenates, at level j, the maps of the decoders i + 1 .. j and the encoder's. Decoder 0 is the
-    outermost; it alone has `decoder_channels`, and goes on to the input's size.
+    Levels count from the coarsest. Block `x_i_j` upsamples its own decoder's map from level j - 1 (the encoder's map if
+    i = j) and concatenates the level j maps of the decoders i + 1 .. j and of the encoder. Decoder 0 is the outermost;
+    only it uses `decoder_channels` and continues to the input's size.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class UnetPlusPlusDecoder(nn.Module):
         check_decoder_channels(decoder_channels, encoder.depth)
         head, *skips = reversed(encoder.out_channels[1:])
         self.levels = len(skips)
-        # As the published package has it: the layers of a centre stand in the state dict and are not run.
+        # As in the published package, the centre's layers are in the state dict but never run.
         self.center = center_block(head, batchnorm=batchnorm) if encoder.spec.unet_center else nn.Identity()
         self.blocks = nn.ModuleDict()
         strides = encoder.strides[::-1]
@@ -116,9 +116,9 @@ class UnetPlusPlusDecoder(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the input's size."""
+        """The encoder's feature maps to one map of the input's size."""
         coarser, *skips = reversed(features[1:])
-        row = [coarser]  # the maps of the level before, outermost decoder first, the encoder's last
+        row = [coarser]  # maps of the previous level: outermost decoder first, encoder last
         for level, skip in enumerate(skips):
             maps = [skip]
             for start in range(level, -1, -1):

@@ -21,29 +21,29 @@ NormArgument = bool | str | Mapping[str, Any]
 
 BINS = (1, 2, 3, 6)
 FIRST = 2
-"""The finest feature map that the decoder uses: the second stage's, of a quarter of the input's size."""
+"""The finest feature map that the decoder uses: the second stage's, at a quarter of the input's size."""
 
 
 class UPerNet(SegmentationModel):
-    """Pyramid pooling on the last feature map, a feature pyramid down from it, and a convolution over all its maps.
+    """Pyramid pooling on the last feature map, a feature pyramid over the finer maps, and a convolution that fuses all.
 
     Args:
-        encoder_name: a row of `smp3d-export list encoders`.
+        encoder_name: an encoder from `smp3d-export list encoders`.
         encoder_depth: how many of the encoder's five stages run, at least 3.
-        encoder_weights: name of published weights, or None for random ones.
-        decoder_channels: of the decoder's maps.
-        decoder_use_norm: what follows the decoder's convolutions: `batchnorm` or True, `layernorm`, `identity` or
-            False; or a mapping of `type` to one of these and the layer's further arguments.
+        encoder_weights: name of published weights, or None for random weights.
+        decoder_channels: C of the decoder's maps.
+        decoder_use_norm: normalisation after the decoder's convolutions: `batchnorm` or True, `layernorm`, `identity`
+            or False; or a mapping with one of these names as `type` and further arguments of the layer.
         in_channels: C of the input.
         classes: channels of the masks.
-        activation: of the masks: a name, a callable that makes a module, or None for logits.
-        upsampling: of the masks, one number or a triple for H, W and D; by default what gives them the input's size
-            (4 with default strides).
-        aux_params: of a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
-        strides: of the stages, a triple for H, W and D each.
+        activation: activation of the masks: a name, a callable that returns a module, or None for logits.
+        upsampling: upsampling factor of the masks, one number or an (H, W, D) triple; by default the masks get the
+            input's size (4 with default strides).
+        aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
+        strides: one (H, W, D) triple per stage.
 
     Raises:
-        UsageError: arguments that do not go together.
+        UsageError: the arguments do not fit together.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class UPerNet(SegmentationModel):
 
 
 class UPerNetDecoder(nn.Module):
-    """From the last map to the second stage's: each is added to the upsampled coarser one; then all are fused."""
+    """From the last map to the second stage's: each map is added to the upsampled coarser one; then all are fused."""
 
     def __init__(self, encoder: Encoder, channels: int, norm: NormArgument) -> None:
         super().__init__()
@@ -109,32 +109,32 @@ class UPerNetDecoder(nn.Module):
         self.fusion_block = NormBlock((1 + len(finer)) * channels, channels, 3, norm)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoder's feature maps to one of the second stage's size."""
+        """The encoder's feature maps to one map of the second stage's size."""
         *finer, last = [norm(x) for norm, x in zip(self.feature_norms, features[FIRST:], strict=True)]
         pyramid = [self.psp(last)]
         for lateral, x in zip(self.fpn_lateral_blocks, reversed(finer), strict=True):
             pyramid.append(lateral(pyramid[-1], x))
-        # The convolutions come after the sums, so that each level passes on what it was before its own.
+        # The convolutions run after all sums: each level passes on its sum, not its convolved map.
         maps = [pyramid[0], *(conv(x) for conv, x in zip(self.fpn_conv_blocks, pyramid[1:], strict=True))]
         maps = [upsample(x, product(self.strides[i:]), "trilinear", False) for i, x in enumerate(maps)]
         return self.fusion_block(torch.cat(maps[::-1], dim=1))
 
 
 class PyramidPooling(nn.Module):
-    """Averages over 1, 2, 3 and 6 bins an axis, brought back to the size of the map, and a convolution over all."""
+    """Averages over 1, 2, 3 and 6 bins per axis, resized to the map, and a convolution over all of them and the map."""
 
     def __init__(self, inputs: int, outputs: int, norm: NormArgument) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
             nn.Sequential(AdaptiveAvgPool3d(bins), NormBlock(inputs, outputs, 1, norm)) for bins in BINS
         )
-        # Batch normalisation whatever `norm` is: so it is in the 2D library's state dicts.
+        # Batch normalisation whatever `norm` is, as in the 2D library's state dicts.
         self.out_conv = NormBlock(inputs + len(BINS) * outputs, outputs, 3, "batchnorm")
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W, D) to (N, outputs, H, W, D)."""
         mean, *averages = [block(x) for block in self.blocks]
-        # The mean is one voxel: to interpolate it is to repeat it.
+        # The mean is a single voxel, so interpolating repeats it.
         mean = mean.expand(-1, -1, *x.shape[2:])
         averages = [F.interpolate(y, size=x.shape[2:], mode="trilinear", align_corners=False) for y in averages]
         return self.out_conv(torch.cat([x, mean, *averages], dim=1))
@@ -153,7 +153,7 @@ class Lateral(nn.Module):
 
 
 class NormBlock(nn.Sequential):
-    """Convolution ("same" padding, a bias where no normalisation follows), normalisation and ReLU."""
+    """Convolution ("same" padding, a bias if no normalisation follows), normalisation and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: NormArgument) -> None:
         layer = norm_layer(norm, outputs)
@@ -166,7 +166,7 @@ class NormBlock(nn.Sequential):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of (N, C, H, W, D), for each voxel on its own."""
+    """Layer normalisation over the channels of each voxel of (N, C, H, W, D)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
@@ -178,8 +178,8 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "identity": lambda channels: nn.Identity(),
 }
 IMPOSSIBLE_NORMS = {
-    "instancenorm": "the mean of the whole map is one voxel, which has no variance to normalise by",
-    "inplace": "it is an activated batch normalisation of another package, with kernels that cannot be exported",
+    "instancenorm": "the global mean is a single voxel, which has no variance to normalise by",
+    "inplace": "it comes from another package, and its kernels cannot be exported",
 }
 
 
@@ -187,7 +187,7 @@ def norm_layer(norm: NormArgument, channels: int) -> nn.Module:
     """The layer of `decoder_use_norm`.
 
     Raises:
-        UsageError: no such layer, one that cannot be in UPerNet, or arguments that it does not have.
+        UsageError: there is no such layer, UPerNet cannot use it, or it does not have the given arguments.
     """
     if isinstance(norm, bool):
         norm = "batchnorm" if norm else "identity"
@@ -195,12 +195,12 @@ def norm_layer(norm: NormArgument, channels: int) -> nn.Module:
     if not isinstance(arguments, Mapping) or not isinstance(arguments.get("type"), str):
         raise UsageError(
             f"decoder_use_norm is {norm!r}; it takes the name of a layer ({', '.join(NORMS)}), "
-            'or a mapping of "type" to one and of its further arguments'
+            'or a mapping with one of these as "type" and further arguments of the layer'
         )
     name = arguments["type"].lower()
     further = {key: value for key, value in arguments.items() if key != "type"}
     if name in IMPOSSIBLE_NORMS:
-        raise UsageError(f"decoder_use_norm is {name!r}, which UPerNet cannot have: {IMPOSSIBLE_NORMS[name]}")
+        raise UsageError(f"decoder_use_norm is {name!r}, which UPerNet cannot use: {IMPOSSIBLE_NORMS[name]}")
     if name not in NORMS:
         raise unknown("decoder_use_norm", name, NORMS, ", ".join(NORMS))
     try:

@@ -1,4 +1,4 @@
-"""Every architecture with every family: what it refuses, its sizes, its heads, what a checkpoint shows of it."""
+"""Every architecture with every encoder family: refusals, sizes, heads, and what can be inferred from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from smp3d_export.errors import ShapeError, UsageError
 from smp3d_export.sources.network import randomise_normalisations
 
 SMALLEST = "efficientnet-b0"
-# A total stride of 4, for what has to run.
+# A total stride of 4, for networks that have to run.
 SHALLOW = ((2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))
 
-# Pairs that cannot be, and what one that can must be given.
+# Pairs that are impossible, and arguments that some of the others need.
 REFUSED = {
     **{(name, "mit"): "needs a feature map from every stage" for name in ("UnetPlusPlus", "Linknet")},
     **{
@@ -35,21 +35,21 @@ NEEDS = {("PAN", family): {"encoder_output_stride": 32} for family in ("densenet
 PAIRS = [(name, family) for name in ARCHITECTURES for family in FAMILIES]
 VALID = [pair for pair in PAIRS if pair not in REFUSED]
 
-# Unet with every family and every architecture with ResNet have all uneven strides, the other pairs one set of them.
+# Unet with every family and every architecture with ResNet get all sets of uneven strides, the other pairs one set.
 STRIDED = [(*pair, which) for pair in VALID for which in STRIDES if {"Unet", "resnet"} & {*pair} or which == "with-3"]
 
-LEAST_DEPTH = {"FPN": 3, "DeepLabV3Plus": 3, "UPerNet": 3, "Segformer": 3, "PAN": 5}
+MIN_DEPTH = {"FPN": 3, "DeepLabV3Plus": 3, "UPerNet": 3, "Segformer": 3, "PAN": 5}
 DEPTHS = [
     (name, encoder, depth)
     for name in ARCHITECTURES
     for encoder in ("resnet18", "vgg11", "mit_b0")
-    for depth in range(LEAST_DEPTH.get(name, 1), 5)
+    for depth in range(MIN_DEPTH.get(name, 1), 5)
     if ARCHITECTURES[name].refusal(encoder_spec(encoder), depth) is None
 ]
 
 
 def on_meta(name: str, encoder: str, **arguments: Any) -> SegmentationModel:
-    """A model without numbers, which has shapes all the same."""
+    """A model without weights, which still has shapes."""
     with torch.device("meta"):
         return create_model(name, encoder, **{"encoder_weights": None, "in_channels": 1, **arguments}).eval()
 
@@ -59,7 +59,7 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def at_depth(name: str, depth: int) -> dict[str, Any]:
-    """The arguments of an encoder of `depth` stages, and of a decoder that goes with it."""
+    """The arguments for an encoder of `depth` stages and a matching decoder."""
     if "encoder_depth" not in defaults(name):
         return {}
     channels = defaults(name).get("decoder_channels")
@@ -76,11 +76,11 @@ def masks_of(model: SegmentationModel, size: tuple[int, ...] | None = None) -> t
         return model(volume).shape
 
 
-# What each refuses
+# Refusals
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
-def test_pairs_are_refused_by_the_table_and_no_others(name: str, family: str) -> None:
+def test_exactly_the_pairs_of_the_table_are_refused(name: str, family: str) -> None:
     row, encoder = ARCHITECTURES[name], encoder_spec(FAMILIES[family])
     refusal, needs = row.refusal(encoder, defaults(name).get("encoder_depth", 5)), row.needs(encoder)
     assert (refusal is not None) == ((name, family) in REFUSED)
@@ -89,7 +89,7 @@ def test_pairs_are_refused_by_the_table_and_no_others(name: str, family: str) ->
         assert REFUSED[name, family] in refusal
         with pytest.raises(UsageError) as error:
             on_meta(name, encoder.name)
-        assert str(error.value) == f"{name} with {encoder.name} cannot be: {refusal}"
+        assert str(error.value) == f"{name} cannot use {encoder.name}: {refusal}"
         return
     for argument, value in needs.items():
         with pytest.raises(UsageError) as error:
@@ -115,7 +115,7 @@ def test_pairs_are_refused_by_the_table_and_no_others(name: str, family: str) ->
         ("DeepLabV3Plus", "resnet18", {"encoder_depth": 2}, "DeepLabV3Plus takes 3 to 5"),
         ("DeepLabV3Plus", "resnet18", {"decoder_atrous_rates": [6, 12]}, "three positive whole numbers"),
         ("UPerNet", "resnet18", {"encoder_depth": 2}, "UPerNet takes 3 to 5"),
-        ("UPerNet", "resnet18", {"decoder_use_norm": "instancenorm"}, "which UPerNet cannot have"),
+        ("UPerNet", "resnet18", {"decoder_use_norm": "instancenorm"}, "which UPerNet cannot use"),
         ("Segformer", "resnet18", {"encoder_depth": 2}, "Segformer takes 3 to 5"),
         ("PSPNet", "resnet18", {"upsampling": [2, 2]}, "upsampling is [2, 2]"),
         ("PSPNet", "resnet18", {"activation": "relu"}, "there is no activation 'relu'"),
@@ -125,7 +125,7 @@ def test_pairs_are_refused_by_the_table_and_no_others(name: str, family: str) ->
         ("Unett", "resnet18", {}, "there is no architecture 'Unett'. Nearest: Unet"),
     ],
 )
-def test_arguments_that_cannot_be_are_named(name: str, encoder: str, arguments: Mapping[str, Any], says: str) -> None:
+def test_invalid_arguments_are_named(name: str, encoder: str, arguments: Mapping[str, Any], says: str) -> None:
     with pytest.raises(UsageError) as error:
         on_meta(name, encoder, **arguments)
     assert says in str(error.value)
@@ -144,13 +144,13 @@ def test_masks_have_the_size_of_the_input_with_any_strides(name: str, family: st
 @pytest.mark.parametrize(("name", "encoder", "depth"), DEPTHS)
 def test_encoders_of_fewer_stages(name: str, encoder: str, depth: int) -> None:
     model = on_meta(name, encoder, **at_depth(name, depth))
-    dilated = {"DeepLabV3": 3, "DeepLabV3Plus": 4}.get(name, 5)  # the stages before the dilated ones
+    dilated = {"DeepLabV3": 3, "DeepLabV3Plus": 4}.get(name, 5)  # number of stages before the dilated ones
     assert model.multiple == (2 ** min(depth, dilated),) * 3
     assert masks_of(model) == (2, 1, *model.min_size)
 
 
 @pytest.mark.parametrize("name", ["FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet", "Segformer"])
-def test_upsampling_is_what_is_asked_for(name: str) -> None:
+def test_upsampling_follows_the_argument(name: str) -> None:
     usual = on_meta(name, SMALLEST)
     model = on_meta(name, SMALLEST, upsampling=(2, 1, 4))
     head = usual.segmentation_head.get_submodule("1")
@@ -160,7 +160,7 @@ def test_upsampling_is_what_is_asked_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_shapes_that_cannot_be_are_refused(name: str) -> None:
+def test_invalid_shapes_are_refused(name: str) -> None:
     model = on_meta(name, SMALLEST)
     h, w, d = model.min_size
     k = model.multiple[0]
@@ -169,7 +169,7 @@ def test_shapes_that_cannot_be_are_refused(name: str) -> None:
         ((1, 1, h, w, 1), f"D is 1, but the network needs a multiple of {k}: use {d}."),
         ((1, 1, 0, w, d), f"H is 0, but the network needs a multiple of {k}: use {h}."),
         ((1, 2, h, w, d), "C is 2, but the network has 1 input channels"),
-        ((1, h, w, d), "an input of 4 axes"),
+        ((1, h, w, d), "the input has 4 axes"),
     ):
         with pytest.raises(ShapeError) as error:
             model(torch.zeros(shape, device="meta"))
@@ -187,7 +187,7 @@ def test_pan_needs_eight_voxels_in_the_last_map(arguments: Mapping[str, Any], mi
     h, w, d = model.min_size
     with pytest.raises(ShapeError) as error:
         model(torch.zeros(1, 1, h - model.multiple[0], w, d, device="meta"))
-    assert f"needs at least {h}: its three poolings need 8 voxels an axis in the last feature map" in str(error.value)
+    assert f"needs at least {h}: its three poolings need 8 voxels per axis in the last feature map" in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "family"), [pair for pair in VALID if pair[1] == "mit"])
@@ -204,7 +204,7 @@ def test_mix_vision_transformers_take_any_number_of_channels(name: str, family: 
 def test_a_classification_head_gives_labels_beside_the_masks(name: str) -> None:
     head = {"classes": 4, "pooling": "max", "dropout": 0.5, "activation": "sigmoid"}
     model = create_model(name, SMALLEST, None, 1, 2, aux_params=head, strides=SHALLOW).eval()
-    randomise_normalisations(model)  # with the initial ones everything is about zero
+    randomise_normalisations(model)  # with the initial statistics everything is close to zero
     size = [2 * min_size for min_size in model.min_size]  # so that the last map has more than one voxel
     image = torch.randn(2, 1, *size)
     with torch.no_grad():
@@ -251,14 +251,14 @@ def test_every_weight_is_drawn_once(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_weight_that_is_used_learns(name: str) -> None:
-    """A gradient reaches all of the decoder and the heads; of the encoder, all but its unused last layers."""
+    """A gradient reaches all of the decoder and the heads, and all of the encoder but its unused last layers."""
     model = create_model(name, SMALLEST, None, 1, 2, strides=SHALLOW).train()
     model(torch.randn(2, 1, *model.min_size)).mean().backward()
     without = {key for key, p in model.named_parameters() if p.grad is None}
     assert all(key.startswith("encoder.") for key in without)
 
 
-# What a checkpoint shows
+# Inference from a checkpoint
 
 ARGUMENTS: list[tuple[str, str, dict[str, Any]]] = [
     ("Unet", "resnet18", {"encoder_depth": 3, "decoder_channels": (24, 20, 16), "decoder_attention_type": "scse"}),
@@ -296,7 +296,7 @@ def test_tensors_show_the_arguments(name: str, encoder: str, arguments: dict[str
 
 
 def test_every_argument_that_shows_has_a_case() -> None:
-    """Every constructor argument is inferred in some case, but for those that leave the tensors as they are."""
+    """Every constructor argument is inferred in some case, except those that do not change the tensors."""
     unshown = {"encoder_name", "encoder_weights", "strides", "activation", "upsampling"}
     unshown |= {"decoder_dropout", "psp_dropout", "encoder_output_stride", "decoder_atrous_rates"}
     for name in ARCHITECTURES:
@@ -313,7 +313,7 @@ def test_tensors_of_the_defaults_show_nothing_else(name: str, family: str) -> No
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_tensors_that_are_missing_or_odd_are_left_for_the_loader_to_name(name: str) -> None:
+def test_missing_or_odd_tensors_are_left_to_the_loader(name: str) -> None:
     shapes = tensors(on_meta(name, SMALLEST))
     infer = architecture_class(name).infer_arguments
     for key in shapes:
@@ -322,8 +322,8 @@ def test_tensors_that_are_missing_or_odd_are_left_for_the_loader_to_name(name: s
     assert infer({}, encoder_spec(SMALLEST)) == {}
 
 
-def test_a_depth_that_several_maps_would_fit_is_not_inferred() -> None:
-    """VGG's last three maps have equally many channels."""
+def test_an_ambiguous_depth_is_not_inferred() -> None:
+    """VGG's last three maps have the same number of channels."""
     infer = architecture_class("PSPNet").infer_arguments
     shown = [
         infer(tensors(on_meta("PSPNet", "vgg11", encoder_depth=depth)), encoder_spec("vgg11")).get("encoder_depth")

@@ -1,4 +1,4 @@
-"""Arguments of the constructors: kept by name, refused where a class does not take them, listed as they are."""
+"""Constructor arguments: kept by name, refused if a class does not take them, and listed correctly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smp3d_export.architectures import ARCHITECTURES, architecture_class
 from smp3d_export.architectures.arguments import check_arguments
 from smp3d_export.errors import UsageError
 
-# What every architecture has; `list architectures` does not repeat it.
+# Arguments of every architecture, which `list architectures` does not repeat.
 COMMON = {
     "encoder_name": "resnet34",
     "encoder_depth": 5,
@@ -55,7 +55,7 @@ def test_a_model_knows_its_arguments_however_they_were_given() -> None:
     }
 
 
-def test_they_are_those_of_the_call_and_not_what_becomes_of_its_objects() -> None:
+def test_later_changes_to_the_passed_objects_do_not_matter() -> None:
     channels, aux = [8, 4], {"classes": 2}
     model = smp.Unet(**{**SMALL, "decoder_channels": channels, "aux_params": aux})
     channels.append(2)
@@ -71,7 +71,7 @@ def test_copies_keep_them(again) -> None:
 
 
 class WithDefaults(smp.Unet):
-    """As users write them: some arguments of their own, the others passed on."""
+    """The way users write subclasses: some arguments of their own, the others passed on."""
 
     def __init__(self, width: int = 4, **others) -> None:
         super().__init__("mobileone_s1", 2, None, decoder_channels=(2 * width, width), **others)
@@ -82,7 +82,7 @@ class Passing(smp.Unet):
         super().__init__(*args, **kwargs)
 
 
-def test_a_class_of_ones_own_has_its_own_arguments() -> None:
+def test_a_users_own_class_has_its_own_arguments() -> None:
     assert WithDefaults(6, classes=2).arguments == {"width": 6, "classes": 2}
     assert Passing(**SMALL).arguments["decoder_channels"] == [8, 4]
     with pytest.raises(UsageError, match="pass them by name"):
@@ -113,15 +113,15 @@ def test_a_class_of_ones_own_has_its_own_arguments() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_wrong_ones_are_refused_by_name_and_by_type(name: str, arguments, says: str) -> None:
+def test_wrong_names_and_types_are_refused(name: str, arguments, says: str) -> None:
     with pytest.raises(UsageError) as error:
         smp.create_model(name, "resnet18", None, **arguments)
     assert says in str(error.value)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_right_ones_are_not(name: str) -> None:
-    """Defaults, what JSON makes of them, and what is no text but may stand for one."""
+def test_valid_arguments_are_accepted(name: str) -> None:
+    """Defaults, their JSON counterparts, and objects such as paths that may replace text."""
     cls = architecture_class(name)
     check_arguments(cls, {key: p.default for key, p in inspect.signature(cls).parameters.items()})
     check_arguments(

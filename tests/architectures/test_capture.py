@@ -1,4 +1,4 @@
-"""Captured once with dynamic axes, rewritten and exported to ONNX, a network agrees at shapes that were not traced.
+"""A network that is captured once with dynamic axes, rewritten and exported to ONNX agrees at shapes not traced.
 
 A sample: every architecture, every family, and each family with uneven strides.
 """
@@ -37,7 +37,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("UPerNet", "mit", {"encoder_depth": 3, "decoder_channels": 16}),
     ("Segformer", "vgg", {"encoder_depth": 3, "decoder_segmentation_channels": 16}),
 ]
-# The three sets of strides in turn, as far as three stages go.
+# The three sets of strides in turn, cut to three stages.
 CASES += [
     ("Unet", family, {"encoder_depth": 3, "decoder_channels": (16, 8, 8), "strides": list(STRIDES.values())[n % 3][:3]})
     for n, family in enumerate(FAMILIES)
@@ -59,14 +59,14 @@ def test_onnx_agrees_at_shapes_that_were_not_traced(
 ) -> None:
     arguments = {"in_channels": 1, "classes": 2, **arguments}
     network = build(NamedNetwork(architecture=name, encoder=FAMILIES[family], arguments=arguments))
-    least, multiple = network.model.min_size, network.model.multiple
-    # From the least volume to one step more on each axis beside the one that is traced.
-    middle = [size + step * k for step, size, k in zip((2, 1, 0), least, multiple, strict=True)]
+    min_size, multiple = network.model.min_size, network.model.multiple
+    # From the smallest volume to one step beyond the traced size on each axis.
+    middle = [size + step * k for step, size, k in zip((2, 1, 0), min_size, multiple, strict=True)]
     contract = ShapeContract.of(
         (1, 1, *middle),
         multiple=multiple,
-        min_size=least,
-        max=(2, 1, *(size + 2 * k for size, k in zip(least, multiple, strict=True))),
+        min_size=min_size,
+        max=(2, 1, *(size + 2 * k for size, k in zip(min_size, multiple, strict=True))),
     )
     captured = optimise(capture(network.model, contract)).captured
     export("onnx", captured, tmp_path)

@@ -1,6 +1,6 @@
-"""Networks beside figures of the published package: state-dict keys in order, parameters, outputs, feature maps.
+"""Networks against figures of the published package: state-dict keys in order, parameters, outputs, feature maps.
 
-By default a case of each family and one of each architecture with its arguments; all of them with `pytest -m slow`.
+By default one case per family and one per architecture with its arguments; all of them with `pytest -m slow`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from smp3d_export.encoders.spec import TIMM_PREFIX
 
 TIMM = pytest.mark.skipif(find_spec("timm_3d") is None, reason="timm_3d is not installed")
 
-# Unets of these encoders run always, the others are the same code with other columns; so do cases with arguments.
+# Unets with these encoders always run, and so do cases with arguments. The others are the same code with other columns.
 QUICK = {"resnet18", "se_resnext50_32x4d", "densenet121", "efficientnet-b0", "dpn68", "mit_b0", "mobileone_s1"}
 
 
@@ -35,7 +35,7 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize("case", cases())
 def test_agrees_with_the_published_package(case: dict[str, Any]) -> None:
-    with torch.device("meta"):  # its weights are filled in below
+    with torch.device("meta"):  # the weights are filled in below
         model = create_model(
             case["arch"], case["encoder"], None, case["in_channels"], case["classes"], **case["kwargs"]
         ).eval()

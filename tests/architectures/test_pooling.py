@@ -1,4 +1,4 @@
-"""Adaptive average pooling by matrices beside PyTorch's own, at any size."""
+"""Adaptive average pooling by matrices against PyTorch's own, at any size."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ sizes = st.integers(1, 40)
 @given(
     st.integers(1, 8), st.tuples(st.integers(1, 2), st.integers(1, 3), *[st.integers(1, 14)] * 3), st.integers(0, 99)
 )
-def test_it_is_pytorchs(bins: int, shape: tuple[int, ...], seed: int) -> None:
+def test_it_equals_pytorchs(bins: int, shape: tuple[int, ...], seed: int) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     torch.testing.assert_close(AdaptiveAvgPool3d(bins)(x), F.adaptive_avg_pool3d(x, bins))
 
 
 @given(st.integers(1, 8), sizes)
 def test_every_bin_is_an_average(bins: int, size: int) -> None:
-    """Weights of a bin are equal over one run of voxels, and add up to 1; no voxel is left out."""
+    """The weights of a bin are equal over one run of voxels and add up to 1; no voxel is left out."""
     weights = bin_weights(bins, size, torch.zeros((), dtype=torch.float64))
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(bins, dtype=torch.float64))
     assert (weights.sum(dim=0) > 0).all()
