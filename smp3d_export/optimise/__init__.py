@@ -1,4 +1,4 @@
-"""Captured program -> optimised program: exact rewrites in order, each verified on the network at hand."""
+"""Captured program -> optimised program: exact rewrites in a fixed order, verified on the network at hand."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from smp3d_export.program.graph import device_of, drop_unused, graph_module
 
 REWRITES: tuple[Rewrite, ...] = (FoldBatchNorm(), ParallelConv(), DilatedTaps(), ConcatConv(), UpsampleConv())
 
-# What is exact as well, but pays on processors alone; of these, what needs the precision of fp32.
+# Exact too, but faster on CPUs only. The second group needs fp32 precision.
 FOR_CPU: tuple[Rewrite, ...] = (PackedConv(),)
 FOR_CPU_IN_FP32: tuple[Rewrite, ...] = (Winograd(),)
 
-# Those that a line of progress has room for, and that change the work.
+# Shown in the progress line, which has little room: the rewrites that change the amount of work.
 SHOWN = (ParallelConv.name, DilatedTaps.name, UpsampleConv.name, PackedConv.name, Winograd.name)
 
-# Weights are combined in float64, so what is left is the order of float32 sums.
+# Weights are combined in float64, so the only error left is the order of float32 sums.
 AGREEMENT = 1e-5
 
 
 @dataclass(frozen=True)
 class Optimised:
-    """The rewritten program, how often each rewrite was applied, and the work at the optimum before and after."""
+    """The rewritten program, how often each rewrite was applied, and the work at the optimum shape before and after."""
 
     captured: Captured
     fired: Mapping[str, int]
@@ -54,15 +54,15 @@ class Optimised:
 
 
 def for_cpu(captured: Captured, precision: Precision) -> Optimised:
-    """Rewrite a program, which `optimise` has rewritten, further for a processor that is to run it in a precision."""
+    """Apply the CPU rewrites for a precision to a program that `optimise` has already rewritten."""
     found = optimise(captured, (*FOR_CPU, *(FOR_CPU_IN_FP32 if precision is Precision.FP32 else ())))
     return replace(found, captured=replace(found.captured, for_cpu=True))
 
 
 def optimise(captured: Captured, rewrites: Sequence[Rewrite] = REWRITES) -> Optimised:
-    """Rewrite a program. Where the result did not agree with the original, the original would be returned.
+    """Rewrite a program. If the result disagrees with the original, the original is returned.
 
-    Every target profits, for what is rewritten is the captured program itself.
+    It rewrites the captured program itself, so every target profits.
     """
     module = graph_module(captured)
     note_largest_sizes(module, captured.contract.max)
@@ -72,14 +72,14 @@ def optimise(captured: Captured, rewrites: Sequence[Rewrite] = REWRITES) -> Opti
     drop_unused(module)
     if not fired or not agrees(module, captured):
         return Optimised(captured, {}, before, before)
-    return_free_memory()  # weights in float64 came and went: the holes are as large as the network
+    return_free_memory()  # temporary float64 weights leave holes as large as the network
     after = gflop(module, captured.contract.opt)
     rewritten = replace(capture(module, captured.contract), rewrites={**captured.rewrites, **fired})
     return Optimised(rewritten, fired, before, after)
 
 
 class Sizes(Interpreter):
-    """Runs a graph without its values, only shapes, and notes them on the nodes."""
+    """Runs a graph on shapes alone, and notes the shapes on the nodes."""
 
     def run_node(self, n: Node) -> object:
         value = super().run_node(n)
@@ -89,21 +89,21 @@ class Sizes(Interpreter):
 
 
 def note_largest_sizes(module: GraphModule, largest: Shape) -> None:
-    """Note on every node the sizes of its value at the contract's maximum."""
+    """Note on every node the shape of its value at the contract's maximum."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         Sizes(module, graph=module.graph).run(torch.empty(largest, device=device_of(module)))
 
 
 def gflop(module: GraphModule, shape: Shape) -> float:
-    """Billions of operations of convolutions and matrix products, counting multiplications and additions."""
+    """Billions of operations in convolutions and matrix products, counting multiplications and additions."""
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         Interpreter(module, graph=module.graph).run(torch.empty(shape, device=device_of(module)))
     return counter.get_total_flops() / 1e9
 
 
 def agrees(module: nn.Module, captured: Captured) -> bool:
-    """Whether a rewritten module gives what the program gives, on a seeded input."""
-    # The captured shape is never run otherwise, and may be eight times as large as any that has to fit into memory.
+    """Whether a rewritten module and the program give the same outputs on a seeded input."""
+    # The example shape may be eight times as large as any shape that must fit into memory, so it may be too large.
     shape = min(captured.contract.example(), captured.contract.opt, key=prod)
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device_of(module))
     with torch.inference_mode():
@@ -113,5 +113,5 @@ def agrees(module: nn.Module, captured: Captured) -> bool:
 
 
 def scale(output: Tensor) -> float:
-    """The range of an output, or a tenth of its magnitude where it hardly varies, as parity has it."""
+    """The range of an output, or a tenth of its magnitude if it hardly varies, as in the parity check."""
     return max(float(output.max() - output.min()), float(output.abs().max()) / 10)

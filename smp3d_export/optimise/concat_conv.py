@@ -1,9 +1,9 @@
-"""A convolution over a concatenation is a sum of convolutions, over each part with its share of the weights.
+"""A convolution over a concatenation becomes a sum of convolutions, one per part with its share of the weights.
 
     conv(cat(a, b), w) + c = conv(a, w[:, :A]) + (conv(b, w[:, A:]) + c)
 
-By itself it saves nothing. It is done where a part is an upsampled map, which `UpsampleConv` then merges with its
-convolution; the parts that are not stay together in one.
+This saves nothing by itself. It is done if a part is an upsampled map, which `UpsampleConv` then merges with its
+convolution; all other parts stay together in one convolution.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Match:
     conv: Conv
     weight: Tensor
     upsampled: tuple[tuple[Node, slice], ...]
-    """The parts to take out, with their channels."""
+    """The upsampled parts, each with its slice of the input channels."""
     rest: tuple[tuple[Node, slice], ...]
 
 
@@ -39,7 +39,7 @@ class ConcatConv(Rewrite):
         if not any(is_upsampling(part) for part in parts):
             return None
         if axis != [1]:
-            return Miss("it concatenates another axis than the channels")
+            return Miss("the concatenation is not along the channels")
         if len(conv.input.users) > 1:
             return Miss("the concatenation has a second user")
         taken, rest, start = [], [], 0
@@ -77,5 +77,5 @@ class ConcatConv(Rewrite):
 
 
 def channels_of(weight: Tensor, shares: list[slice]) -> Tensor:
-    """The weight for some of its input channels."""
+    """The part of a weight that belongs to some of the input channels."""
     return torch.cat([weight[:, share] for share in shares], dim=1)

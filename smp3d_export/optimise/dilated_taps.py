@@ -1,9 +1,8 @@
-"""Taps of a dilated convolution that only ever meet padding are removed.
+"""Taps of a dilated convolution that only ever read padding are removed.
 
-Along an axis of n voxels, a tap at an offset of n or more from the centre reads zeros outside the map for every
-output voxel (with a stride too, for the centre never leaves the map). Where that holds at the contract's maximum it
-holds at every smaller size, so the outer taps of a kernel of 3 with padding = dilation >= n can go, and the padding of
-that axis with them.
+Along an axis of n voxels, a tap n or more voxels from the centre reads zeros outside the map for every output voxel,
+even with a stride, because the centre never leaves the map. If that holds at the contract's maximum, it holds at every
+smaller size. So with padding = dilation >= n, the outer taps of a kernel of 3 and the axis's padding can be removed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from smp3d_export.optimise.rewrite import Conv, Miss, Rewrite, replace
 from smp3d_export.program.graph import add_constant, aten, constant
 
 LARGEST = "largest"
-"""Key in a node's `meta`: the sizes (N, C, H, W, D) of its value at the contract's maximum."""
+"""Key in a node's `meta`: the shape (N, C, H, W, D) of its value at the contract's maximum."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Match:
     conv: Conv
     weight: Tensor
     axes: tuple[int, ...]
-    """The volume axes along which only the central tap stays."""
+    """The volume axes along which only the central tap remains."""
 
 
 class DilatedTaps(Rewrite):
@@ -38,7 +37,7 @@ class DilatedTaps(Rewrite):
         weight = constant(module, conv.weight)
         largest = conv.input.meta.get(LARGEST)
         if weight is None or largest is None:
-            return Miss("the weight, or the largest size of the map, is not known")
+            return Miss("the weight or the largest size of the map is unknown")
         axes = tuple(
             axis
             for axis in range(3)

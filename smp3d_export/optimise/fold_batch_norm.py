@@ -1,8 +1,8 @@
-"""A batch normalisation folds into the convolution before it, a transposed one too.
+"""A batch normalisation folds into the convolution or transposed convolution before it.
 
     (conv(x, w) + b) * s + t = conv(x, w * s) + b * s + t
 
-with `s` for each output channel. Exact in inference, where mean and variance are constants.
+with one `s` per output channel. Exact in inference, where mean and variance are constants.
 """
 
 from __future__ import annotations
@@ -63,5 +63,5 @@ class FoldBatchNorm(Rewrite):
 
 
 def by_inputs(scale: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """The scale of output channels as a transposed convolution's weight has them: inputs, outputs of their group."""
+    """The scale per output channel, shaped like a transposed convolution's weight: (inputs, outputs per group)."""
     return scale.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)

@@ -1,10 +1,10 @@
-"""Convolutions of one map whose results are added are one convolution, and so is a bare batch normalisation beside it.
+"""A sum of convolutions of the same map becomes one convolution; so does a convolution plus a batch normalisation.
 
     conv(x, v) + conv(x, w) = conv(x, v + w)
 
-where the smaller kernel stands amid zeros. That is so for equal strides, groups and dilations if both reach as far
-beyond the map, 2 * padding - dilation * (kernel - 1) being equal. A batch normalisation x * s + t is a convolution
-whose kernel of 1 is diag(s). MobileOne's blocks (Vasu et al., arXiv:2206.04040) are such sums.
+with the smaller kernel padded with zeros. This holds for equal strides, groups and dilations if both reach equally far
+beyond the map, that is if 2 * padding - dilation * (kernel - 1) is equal. A batch normalisation x * s + t is a
+convolution with the 1³ kernel diag(s). MobileOne's blocks (Vasu et al., arXiv:2206.04040) are such sums.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ParallelConv(Rewrite):
                 return None
             bare = normalisation(module, norm, convs[0])
             if bare is None:
-                return Miss("the normalisation is of another map, or of other channels or strides")
+                return Miss("the normalisation has another map, other channels or other strides")
             terms = [bare]
         else:
             terms = []
@@ -62,7 +62,7 @@ class ParallelConv(Rewrite):
             return Miss("one of them has a second user")
         (a, v, b), (other, w, c) = sorted(terms, key=lambda term: -term[1][0, 0].numel())
         if not alike(a, v, other, w):
-            return Miss("they are of different maps, strides, groups, dilations or borders")
+            return Miss("they have different maps, strides, groups, dilations or borders")
         margins = [(large - small) // 2 for large, small in zip(v.shape[2:], w.shape[2:], strict=True)]
         total = v + F.pad(w, [margin for margin in reversed(margins) for _ in range(2)])
         return Match(a, total, b + c)
@@ -79,23 +79,23 @@ class ParallelConv(Rewrite):
         put(node, new)
 
 
-def normalisation(module: GraphModule, node: Node, beside: Conv) -> tuple[Conv, Tensor, Tensor] | None:
-    """A bare batch normalisation as a convolution with the groups of another; None where it cannot be one."""
-    norm, like = affine(module, node), constant(module, beside.weight)
-    if norm is None or like is None or arguments_of(node)[0] is not beside.input:
+def normalisation(module: GraphModule, node: Node, conv: Conv) -> tuple[Conv, Tensor, Tensor] | None:
+    """A batch normalisation as a convolution with the groups of `conv`; None if it cannot be one."""
+    norm, like = affine(module, node), constant(module, conv.weight)
+    if norm is None or like is None or arguments_of(node)[0] is not conv.input:
         return None
     scale, shift = norm
     outputs, inputs = like.shape[:2]
-    if len(scale) != outputs or inputs * beside.groups != outputs or tuple(beside.stride) != UNIT:
+    if len(scale) != outputs or inputs * conv.groups != outputs or tuple(conv.stride) != UNIT:
         return None
     weight = scale.new_zeros(outputs, inputs, 1, 1, 1)
     channels = torch.arange(outputs, device=weight.device)
     weight[channels, channels % inputs, 0, 0, 0] = scale
-    return replace(beside, bias=None, padding=(0, 0, 0), dilation=UNIT), weight, shift
+    return replace(conv, bias=None, padding=(0, 0, 0), dilation=UNIT), weight, shift
 
 
 def alike(large: Conv, v: Tensor, small: Conv, w: Tensor) -> bool:
-    """Whether the taps of the small kernel are the inner ones of the large."""
+    """Whether the taps of the small kernel are the inner taps of the large one."""
     if large.input is not small.input or large.groups != small.groups or v.shape[:2] != w.shape[:2]:
         return False
     if tuple(large.stride) != tuple(small.stride):

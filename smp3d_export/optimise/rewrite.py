@@ -1,4 +1,4 @@
-"""What every rewrite of the captured graph has: it finds its pattern node by node, and says why one does not fit."""
+"""The base class of rewrites: each finds its pattern node by node and says why a near miss does not fit."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from smp3d_export.program.graph import arguments_of, aten, constant, is_call
 
 @dataclass(frozen=True)
 class Miss:
-    """A node of the kind that a rewrite looks for, which does not fit all the same."""
+    """Why a node that looks like a rewrite's pattern does not fit it."""
 
     reason: str
 
 
 class Rewrite(abc.ABC):
-    """An exact change of the graph: the same function by less work."""
+    """An exact change of the graph: the same function with less work."""
 
     name: ClassVar[str]
 
     @abc.abstractmethod
     def match(self, module: GraphModule, node: Node) -> Any | Miss | None:
-        """What `apply` needs to rewrite at `node`; `Miss` where it nearly fits; None where it is of another kind."""
+        """What `apply` needs to rewrite `node`; a `Miss` if the node nearly fits; None if it is unrelated."""
 
     @abc.abstractmethod
     def apply(self, module: GraphModule, node: Node, match: Any) -> None:
-        """Rewrite at `node`."""
+        """Rewrite `node`."""
 
-    def leave(self, module: GraphModule, node: Node) -> None:  # noqa: B027  most rewrites have nothing to do there
-        """Asked at every other node, in order, for what was rewritten before it may change how it is best computed."""
+    def visit_unmatched(self, module: GraphModule, node: Node) -> None:  # noqa: B027  most rewrites have nothing to do there
+        """Called at every other node, in order: an earlier rewrite may change how the node is best computed."""
 
     def run(self, module: GraphModule) -> int:
-        """Rewrite wherever the pattern stands, and say how often; running it again changes nothing."""
+        """Rewrite every match and return their number. Running it again changes nothing."""
         fired = 0
         for node in list(module.graph.nodes):
             match = self.match(module, node)
             if match is None or isinstance(match, Miss):
-                self.leave(module, node)
+                self.visit_unmatched(module, node)
             else:
                 self.apply(module, node, match)
                 fired += 1
@@ -56,7 +56,7 @@ class Rewrite(abc.ABC):
 
 @dataclass(frozen=True)
 class Conv:
-    """The arguments of a convolution node, those left out filled in."""
+    """The arguments of a convolution node, including defaults."""
 
     input: Node
     weight: Node
@@ -68,7 +68,7 @@ class Conv:
 
     @classmethod
     def of(cls, node: Any) -> Conv | None:
-        """Of `aten.conv3d`; None for any other node, and for padding by name."""
+        """The arguments of an `aten.conv3d` node; None for any other node, and if the padding is given by name."""
         if not is_call(node, aten.conv3d.default):
             return None
         defaults: tuple[Any, ...] = (None, (1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
@@ -77,17 +77,17 @@ class Conv:
         return cls(input, weight, bias, triple(stride), triple(padding), triple(dilation), groups)
 
     def mismatch(self, weight: Tensor, *, dilated: bool = False) -> Miss | None:
-        """Why it is not the usual convolution of kernel 3, that keeps the size of its map; None where it is."""
+        """Why it is not a plain convolution with kernel 3 that keeps the map's size; None if it is."""
         if tuple(weight.shape[2:]) != (3, 3, 3):
             return Miss(f"the kernel is {tuple(weight.shape[2:])}, not 3")
-        usual = self.stride == (1, 1, 1) and self.groups == 1 and self.padding == self.dilation
-        if usual and (dilated or self.dilation == (1, 1, 1)):
+        plain = self.stride == (1, 1, 1) and self.groups == 1 and self.padding == self.dilation
+        if plain and (dilated or self.dilation == (1, 1, 1)):
             return None
         return Miss("padding, stride, dilation and groups are not all 1")
 
 
 def affine(module: GraphModule, node: Node) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift of each channel, in float64, that an `aten.batch_norm` amounts to in inference; None in training.
+    """Scale and shift per channel, in float64, of an `aten.batch_norm` node in inference; None in training mode.
 
     x * s + t with s = gamma / sqrt(variance + eps) and t = beta - mean * s
     """
@@ -109,7 +109,7 @@ def triple(value: Any) -> tuple[int, ...]:
 
 
 def replace(node: Node, new: Node) -> None:
-    """Put `new` in the place of `node`, for all that use it."""
+    """Replace `node` by `new` for all its users."""
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)

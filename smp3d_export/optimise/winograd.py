@@ -1,28 +1,28 @@
-"""A convolution of kernel 3 becomes six of kernel (1, 3, 3) for every four planes: half the multiplications.
+"""A convolution with kernel 3 becomes six with kernel (1, 3, 3) for every four planes: half the multiplications.
 
-Winograd's minimal filtering F(4, 3) along H (Lavin and Gray, https://arxiv.org/abs/1509.09308). Four output planes read
-six input planes d0 .. d5 of every four, and
+Winograd's minimal filtering F(4, 3) along H (Lavin and Gray, https://arxiv.org/abs/1509.09308). Four output planes
+y0 .. y3 read six input planes d0 .. d5:
 
-    y = A (m0 .. m5),  m = conv(v, u),  v = B d,  u = G w      per channel, along H alone
+    y = A (m0 .. m5),  m = conv(v, u),  v = B d,  u = G w      per channel, along H only
 
     v0 = d0 + (d4 - 5 d2) / 4                   y0 = m0 + m1 + m2 +   m3 +   m4
     v1, v2 = (d4 - 4 d2) ± (d3 - 4 d1)          y1 =      m1 - m2 + 2 m3 - 2 m4
     v3, v4 = (d4 - d2) ± 2 (d3 - d1)            y2 =      m1 + m2 + 4 m3 + 4 m4
     v5 = d1 + (d5 - 5 d3) / 4                   y3 =      m1 - m2 + 8 m3 - 8 m4 + m5
 
-with the rows of G in `FILTERS`: 6 · 9 multiplications for four voxels, not 4 · 27. Along one axis the constants stay
-small, and in fp32 so does the error: within a few units of the last place of the largest value. In 16 bits it does not.
+with the rows of G in `FILTERS`: 6 · 9 multiplications for four voxels instead of 4 · 27. Along a single axis the
+constants stay small, and so does the error in fp32: a few units in the last place of the largest value. In 16 bits the
+error is too large.
 
-Each is a chain of sums and factors, which OpenVINO runs as one kernel. Of a convolution of dilation r, r planes stand
-for one: what it reads are planes r apart.
+Each v and y is a chain of sums and factors, which OpenVINO runs as one kernel. With dilation r the planes that a
+convolution reads are r apart, so r adjacent planes take the place of one.
 
-What follows in the same stage, activations and residual sums, is done on y0 .. y3 as they are, and the next such
-convolution takes them for its d1 .. d4; what else goes into the sum is cut for it. Only what reads the whole map has it
-put together.
+A map is split into four *phases*: phase k holds planes k, k + 4, k + 8, ... along H. Activations and residual sums in
+the same stage work on the phases y0 .. y3 directly, and the next such convolution takes them as its d1 .. d4. Other
+operands of a sum are split for it. The phases are merged only for operators that read the whole map.
 
-It trades work for memory traffic, and weights twice as large, so that it is a form of its own: it wins where there are
-many channels to a voxel, by up to 1.4 of a whole network, and loses where there are few, or on an engine that does the
-same inside.
+It trades work for memory traffic and doubles the weights, so it is opt-in. With many channels per voxel a whole
+network becomes up to 1.4 times faster. With few channels, or on an engine that does the same internally, it is slower.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ FILTERS = (
     (1 / 24, -1 / 12, 1 / 6),
     (0, 0, 4),
 )
-# Below it the planes cost more to combine than the multiplications saved: with 16 channels it takes 1.2 times as long
-# in ONNX Runtime, with 32 it takes 0.77, with 64 0.71, with 512 0.65 (two cores with AVX-512).
-LEAST_CHANNELS = 32
+# With fewer channels, combining the planes costs more than the saved multiplications. Time in ONNX Runtime relative to
+# the plain convolution: 1.2 with 16 channels, 0.77 with 32, 0.71 with 64, 0.65 with 512 (two cores with AVX-512).
+MIN_CHANNELS = 32
 
-FOURS = "in fours"
-"""Key in a node's `meta`: its value in four nodes, the first to the fourth of every four planes, by how far apart those
-planes are."""
+PHASES = "phases"
+"""Key in a node's `meta`: spacing of the planes (the dilation) -> the four nodes that hold the phases of its value."""
 VOXELWISE: dict[Any, Any] = {
     aten.relu.default: aten.relu.default,
     aten.relu_.default: aten.relu.default,
@@ -63,7 +62,7 @@ VOXELWISE: dict[Any, Any] = {
     aten.add.Tensor: aten.add.Tensor,
     aten.add_.Tensor: aten.add.Tensor,
 }
-"""Operators that treat every voxel alike, and what does the same without changing its input."""
+"""Operators that treat every voxel alike -> the same operator without writing in place."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +83,15 @@ class Winograd(Rewrite):
             return None
         if (miss := conv.mismatch(weight, dilated=True)) is not None:
             return miss
-        if min(weight.shape[:2]) < LEAST_CHANNELS:
-            return Miss(f"it has fewer than {LEAST_CHANNELS} channels")
+        if min(weight.shape[:2]) < MIN_CHANNELS:
+            return Miss(f"it has fewer than {MIN_CHANNELS} channels")
         if not divides(TILE * conv.dilation[0], conv.input, 2):
-            return Miss(f"H of the map is no multiple of {TILE * conv.dilation[0]} at every shape of the contract")
+            return Miss(f"H of the map is not a multiple of {TILE * conv.dilation[0]} at every shape of the contract")
         return Match(conv, weight)
 
     def apply(self, module: GraphModule, node: Node, match: Match) -> None:
         conv = match.conv
-        apart, *across = conv.dilation
+        spacing, *in_plane = conv.dilation
         call = module.graph.call_function
 
         def add(a: Node, b: Node) -> Node:
@@ -108,8 +107,8 @@ class Winograd(Rewrite):
             return call(aten.constant_pad_nd.default, (a, (0, 0, 0, 0, by, -by)))
 
         with module.graph.inserting_before(node):
-            d1, d2, d3, d4 = in_fours(conv.input, apart)
-            d0, d5 = shifted(d4, apart), shifted(d1, -apart)
+            d1, d2, d3, d4 = split_phases(conv.input, spacing)
+            d0, d5 = shifted(d4, spacing), shifted(d1, -spacing)
             far, near = add(times(d2, -4), d4), add(times(d1, -4), d3)
             wide, close = sub(d4, d2), times(sub(d3, d1), 2)
             combined = (
@@ -123,8 +122,8 @@ class Winograd(Rewrite):
             m = []
             for number, (v, filter) in enumerate(zip(combined, filters(match.weight), strict=True)):
                 u = add_constant(module, filter, conv.weight)
-                bias = conv.bias if number == 1 else None  # which goes into every y once
-                m.append(call(aten.conv3d.default, (v, u, bias, (1, 1, 1), (0, *across), (1, *across))))
+                bias = conv.bias if number == 1 else None  # m1 goes into every y once
+                m.append(call(aten.conv3d.default, (v, u, bias, (1, 1, 1), (0, *in_plane), (1, *in_plane))))
             even, odd = add(m[1], m[2]), sub(m[1], m[2])
             even2, odd2 = add(m[3], m[4]), sub(m[3], m[4])
             y = (
@@ -133,75 +132,77 @@ class Winograd(Rewrite):
                 add(times(even2, 4), even),
                 add(add(times(odd2, 8), odd), m[5]),
             )
-            new = together(y, apart, conv.input, match.weight.shape[0])
+            new = merge_phases(y, spacing, conv.input, match.weight.shape[0])
         replace(node, new)
-        new.meta[FOURS] = {apart: y}
+        new.meta[PHASES] = {spacing: y}
 
-    def leave(self, module: GraphModule, node: Node) -> None:
-        """Where part of what an activation or a sum reads is there in fours, it is computed so."""
+    def visit_unmatched(self, module: GraphModule, node: Node) -> None:
+        """Compute an activation or a sum by phases if one of its operands is already split."""
         sources = node.all_input_nodes
         if node.target not in VOXELWISE or node.kwargs or len(sources) != len(node.args):
             return
-        if in_place(node) and len(sources[0].users) > 1:  # which read what it writes, if they come later
+        if in_place(node) and len(sources[0].users) > 1:  # later users would read what it writes
             return
         shapes = [each.meta["val"].shape if "val" in each.meta else None for each in (node, *sources)]
         if None in shapes or any(shape != shapes[0] for shape in shapes):
             return
-        for apart in {apart for source in sources for apart in source.meta.get(FOURS, {})}:
-            whole = [source for source in sources if apart not in source.meta.get(FOURS, {})]
-            if any(overwritten(source) for source in whole) or (whole and not self.wanted(module, node, apart)):
+        for spacing in {spacing for source in sources for spacing in source.meta.get(PHASES, {})}:
+            whole = [source for source in sources if spacing not in source.meta.get(PHASES, {})]
+            if any(overwritten(source) for source in whole) or (
+                whole and not self.read_by_phases(module, node, spacing)
+            ):
                 continue
             with module.graph.inserting_before(node):
-                operands = zip(*(in_fours(source, apart) for source in sources), strict=True)
-                parts = tuple(module.graph.call_function(VOXELWISE[node.target], args) for args in operands)
-                new = together(parts, apart, node, node.meta["val"].shape[1])
+                operands = zip(*(split_phases(source, spacing) for source in sources), strict=True)
+                phases = tuple(module.graph.call_function(VOXELWISE[node.target], args) for args in operands)
+                new = merge_phases(phases, spacing, node, node.meta["val"].shape[1])
             replace(node, new)
-            new.meta[FOURS] = {apart: parts}
+            new.meta[PHASES] = {spacing: phases}
             return
 
-    def wanted(self, module: GraphModule, node: Node, apart: int) -> bool:
-        """Whether a value is read in fours, as it is or by operators that treat every voxel alike."""
+    def read_by_phases(self, module: GraphModule, node: Node, spacing: int) -> bool:
+        """Whether a matching convolution reads a value, directly or through voxelwise operators."""
         for user in node.users:
             match = self.match(module, user)
-            if isinstance(match, Match) and match.conv.dilation[0] == apart:
+            if isinstance(match, Match) and match.conv.dilation[0] == spacing:
                 return True
-            if user.target in VOXELWISE and self.wanted(module, user, apart):
+            if user.target in VOXELWISE and self.read_by_phases(module, user, spacing):
                 return True
         return False
 
 
-def together(fours: Sequence[Node], apart: int, like: Node, channels: int) -> Node:
-    """The whole map of its four parts, of the size of the node `like`."""
+def merge_phases(phases: Sequence[Node], spacing: int, like: Node, channels: int) -> Node:
+    """The whole map made of its four phases, with the size of the node `like`."""
     call = like.graph.call_function
     n, h, w, d = (size_of(like, axis) for axis in (0, 2, 3, 4))
-    if apart == 1:
-        tiles = call(aten.stack.default, (fours, 3))
+    if spacing == 1:
+        tiles = call(aten.stack.default, (phases, 3))
     else:
-        count = size_of(like, 2, TILE * apart)
-        parts = [call(aten.view.default, (part, (n, channels, count, apart, w, d))) for part in fours]
+        count = size_of(like, 2, TILE * spacing)
+        parts = [call(aten.view.default, (phase, (n, channels, count, spacing, w, d))) for phase in phases]
         tiles = call(aten.cat.default, (parts, 3))
     return call(aten.view.default, (tiles, (n, channels, h, w, d)))
 
 
-def in_fours(node: Node, apart: int) -> tuple[Node, ...]:
-    """Of every four planes of a value along H that are so far apart, the first to the fourth; at the place set."""
-    known = node.meta.get(FOURS, {})
-    if apart in known:
-        return known[apart]
-    parts = cut(node, apart)
+def split_phases(node: Node, spacing: int) -> tuple[Node, ...]:
+    """The four phases of a value along H, made only once. The caller sets the insertion point."""
+    known = node.meta.get(PHASES, {})
+    if spacing in known:
+        return known[spacing]
+    phases = slice_phases(node, spacing)
     if not overwritten(node):
-        node.meta[FOURS] = {**known, apart: parts}
-    return parts
+        node.meta[PHASES] = {**known, spacing: phases}
+    return phases
 
 
-def cut(node: Node, apart: int) -> tuple[Node, ...]:
+def slice_phases(node: Node, spacing: int) -> tuple[Node, ...]:
     call = node.graph.call_function
-    if apart == 1:
+    if spacing == 1:
         return tuple(call(aten.slice.Tensor, (node, 2, start, maxsize, TILE)) for start in range(TILE))
     n, c, w, d = (size_of(node, axis) for axis in (0, 1, 3, 4))
-    count, rows = size_of(node, 2, TILE * apart), size_of(node, 2, TILE)
-    tiles = call(aten.reshape.default, (node, (n, c, count, TILE * apart, w, d)))
-    parts = (call(aten.slice.Tensor, (tiles, 3, apart * k, apart * (k + 1))) for k in range(TILE))
+    count, rows = size_of(node, 2, TILE * spacing), size_of(node, 2, TILE)
+    tiles = call(aten.reshape.default, (node, (n, c, count, TILE * spacing, w, d)))
+    parts = (call(aten.slice.Tensor, (tiles, 3, spacing * k, spacing * (k + 1))) for k in range(TILE))
     return tuple(call(aten.reshape.default, (part, (n, c, rows, w, d))) for part in parts)
 
 
@@ -210,17 +211,17 @@ def in_place(node: Node) -> bool:
 
 
 def overwritten(node: Node) -> bool:
-    """Whether an operator in place changes a value, so that what is cut of it is not the same later on."""
+    """Whether an in-place operator changes a value, so that phases sliced from it would go stale."""
     return any(in_place(user) and user.args[0] is node for user in node.users)
 
 
 def filters(weight: Tensor) -> list[Tensor]:
-    """(out, in, 3, 3, 3) to six times (out, in, 1, 3, 3)."""
+    """(out, in, 3, 3, 3) to six filters (out, in, 1, 3, 3)."""
     w = weight.detach()
-    made = []
+    result = []
     for row in FILTERS:
         u = torch.zeros_like(w[:, :, :1], dtype=torch.float64)
         for k, factor in enumerate(row):
             u += factor * w[:, :, k : k + 1].double()
-        made.append(u.to(w.dtype))
-    return made
+        result.append(u.to(w.dtype))
+    return result

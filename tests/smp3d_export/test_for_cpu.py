@@ -1,4 +1,4 @@
-"""Rewrites of the form for processors: equal where they fire, silent with their reason where they must not."""
+"""The CPU rewrites: exact if they fire, and a stated reason if they must not."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from smp3d_export.program.capture import capture
 from smp3d_export.sources.network import randomise_normalisations
 
 # Sizes along H and W that are multiples of four, and of two.
-FOURS = ShapeContract.of((1, 32, 8, 12, 3), multiple=(4, 4, 1))
-TWOS = ShapeContract.of((1, 8, 6, 4, 3), multiple=(2, 2, 1))
+BY_FOUR = ShapeContract.of((1, 32, 8, 12, 3), multiple=(4, 4, 1))
+BY_TWO = ShapeContract.of((1, 8, 6, 4, 3), multiple=(2, 2, 1))
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(
     ("contract", "classes", "kernel"),
-    [(FOURS, 1, (6, 6, 3)), (FOURS, 3, (4, 4, 3)), (TWOS, 1, (4, 4, 3)), (TWOS, 4, (4, 4, 3))],
+    [(BY_FOUR, 1, (6, 6, 3)), (BY_FOUR, 3, (4, 4, 3)), (BY_TWO, 1, (4, 4, 3)), (BY_TWO, 4, (4, 4, 3))],
 )
 def test_packed_conv(contract: ShapeContract, classes: int, kernel: tuple[int, ...], bias: bool) -> None:
     layer = conv(contract.opt[1], classes, bias=bias)
@@ -35,7 +35,7 @@ def test_packed_conv(contract: ShapeContract, classes: int, kernel: tuple[int, .
 
 
 PACKED_MISSES = {
-    "odd sizes": (Tiny(lambda x, c: c(x), conv(8, 1)), "no multiples of 2", (1, 1, 1)),
+    "odd sizes": (Tiny(lambda x, c: c(x), conv(8, 1)), "not multiples of 2", (1, 1, 1)),
     "few inputs": (Tiny(lambda x, c: c(x[:, :4]), conv(4, 1)), "few input channels", (4, 4, 1)),
     "stride": (Tiny(lambda x, c: c(x), conv(8, 1, stride=(2, 2, 1))), "are not all 1", (4, 4, 1)),
     "kernel 1": (Tiny(lambda x, c: c(x), conv(8, 1, kernel=1)), "the kernel is (1, 1, 1), not 3", (4, 4, 1)),
@@ -52,7 +52,7 @@ def test_packed_conv_must_not_fire(case: str) -> None:
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 def test_winograd(static: bool, bias: bool) -> None:
-    """At one tile too, the contract's minimum."""
+    """Also with a single tile, the contract's minimum."""
     contract = ShapeContract.of((2, 32, 4, 5, 3), multiple=(4, 1, 1), static=static)
     module = check(Winograd(), Tiny(lambda x, c: c(x), conv(32, 40, bias=bias)), contract=contract)
     weights = [p.shape for name, p in module.named_parameters() if "weight__" in name]
@@ -60,8 +60,8 @@ def test_winograd(static: bool, bias: bool) -> None:
 
 
 @pytest.mark.parametrize("inplace", [False, True], ids=["copies", "in place"])
-def test_winograd_keeps_planes_apart_in_a_residual_block(inplace: bool) -> None:
-    """The map is cut once, at the entry, and put together for what reads it whole."""
+def test_winograd_keeps_phases_split_in_a_residual_block(inplace: bool) -> None:
+    """The map is split once, on entry, and merged for operators that read all of it."""
 
     def block(x: Tensor, *layers: nn.Module) -> Tensor:
         a, b, c = layers
@@ -72,14 +72,14 @@ def test_winograd_keeps_planes_apart_in_a_residual_block(inplace: bool) -> None:
     module = check(Winograd(), Tiny(block, *(conv(32, 32) for _ in range(3))), 3, contract)
     cuts = [node for node in module.graph.nodes if "slice" in str(node.target) and len(node.args) == 5]
     assert len(cuts) == 4
-    # What the mean reads, and what is returned: no sum or activation is computed twice.
+    # One merge for the mean and one for the result: no sum or activation is computed twice.
     assert sum("stack" in str(node.target) for node in module.graph.nodes) == 2
     assert sum("relu" in str(node.target) for node in module.graph.nodes) == 8
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 def test_winograd_of_a_dilated_stage(static: bool) -> None:
-    """Planes two apart, at one tile too; they stay apart for the next convolution of the same dilation alone."""
+    """Planes two apart, also with a single tile. They stay split only for a convolution with the same dilation."""
 
     def stage(x: Tensor, *layers: nn.Module) -> Tensor:
         a, b, c = layers
@@ -88,14 +88,14 @@ def test_winograd_of_a_dilated_stage(static: bool) -> None:
     contract = ShapeContract.of((2, 32, 16, 5, 3), multiple=(8, 1, 1), static=static)
     layers = (conv(32, 32, dilation=2, padding=2), conv(32, 32, dilation=2, padding=2), conv(32, 32))
     module = check(Winograd(), Tiny(stage, *layers), 3, contract)
-    # Four at the entry, which the sum reads again, and four for the plain convolution.
+    # Four on entry, which the sum reads again, and four for the plain convolution.
     cuts = [node for node in module.graph.nodes if "slice" in str(node.target)]
     assert len(cuts) == 8
 
 
 @pytest.mark.parametrize("inplace", [False, True], ids=["copies", "in place"])
-def test_winograd_cuts_what_is_added_to_planes_that_are_apart(inplace: bool) -> None:
-    """A map that is there in fours already is not put together for a sum; what a sum changes in place is not kept."""
+def test_winograd_splits_the_other_operand_of_a_sum(inplace: bool) -> None:
+    """Split phases are not merged for a sum, unless the sum overwrites its operand in place."""
 
     def block(x: Tensor, *layers: nn.Module) -> Tensor:
         a, b = layers
@@ -119,9 +119,9 @@ def test_winograd_reads_a_map_again_that_was_changed_in_place() -> None:
 
 
 WINOGRAD_MISSES = {
-    "odd sizes": (Tiny(lambda x, c: c(x), conv(32, 32)), "H of the map is no multiple of 4", (2, 4, 4)),
+    "odd sizes": (Tiny(lambda x, c: c(x), conv(32, 32)), "H of the map is not a multiple of 4", (2, 4, 4)),
     "few channels": (Tiny(lambda x, c: c(x), conv(32, 16)), "fewer than 32 channels", (4, 4, 4)),
-    "dilation": (Tiny(lambda x, c: c(x), conv(32, 32, dilation=2, padding=2)), "no multiple of 8", (4, 4, 4)),
+    "dilation": (Tiny(lambda x, c: c(x), conv(32, 32, dilation=2, padding=2)), "not a multiple of 8", (4, 4, 4)),
     "valid": (Tiny(lambda x, c: c(x), conv(32, 32, dilation=2)), "are not all 1", (4, 4, 4)),
     "groups": (Tiny(lambda x, c: c(x), conv(32, 32, groups=2)), "are not all 1", (4, 4, 4)),
     "kernel 1": (Tiny(lambda x, c: c(x), conv(32, 32, kernel=1)), "the kernel is (1, 1, 1), not 3", (4, 4, 4)),
@@ -134,7 +134,7 @@ def test_winograd_must_not_fire(case: str) -> None:
     must_not_fire(Winograd(), model, reason, ShapeContract.of((1, 32, 4, 4, 4), multiple=multiple))
 
 
-def test_the_form_for_processors_is_rewritten_further() -> None:
+def test_the_cpu_variant_is_rewritten_further() -> None:
     torch.manual_seed(0)
     model = smp.FPN("resnet18", encoder_depth=3, encoder_weights=None, in_channels=1, decoder_segmentation_channels=32)
     randomise_normalisations(model.eval())

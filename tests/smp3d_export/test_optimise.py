@@ -1,4 +1,4 @@
-"""Rewrites on tiny graphs: equal where they fire, silent with their reason where they must not, and idempotent."""
+"""Rewrites on tiny graphs: exact if they fire, a stated reason if they must not, and idempotent."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_upsample_conv_must_not_fire(case: str) -> None:
 
 
 def halves(function, layer: nn.Module) -> tuple[nn.Module, GraphModule]:
-    """A function of an even volume and of its half, and its graph."""
+    """A function of an even volume and its average pool, and its graph."""
     model = Tiny(function, nn.AvgPool3d(2), layer).eval()
     contract = ShapeContract.of((1, 4, 8, 8, 8), multiple=TWICE)
     return model, graph_module(capture(model, contract))
@@ -101,7 +101,7 @@ CONCAT_MISSES = {
     "kernel 5": (lambda x, c: c(torch.cat([up(x, TWICE), up(x, TWICE)], 1)), conv(8, 3, 5), "no upsampled part"),
     "attention between": (lambda x, c: c(torch.cat([up(x, TWICE).sigmoid(), up(x, TWICE).tanh()], 1)), conv(8), None),
     "trilinear": (lambda x, c: c(torch.cat([up(x, TWICE, "trilinear")] * 2, 1)), conv(8), None),
-    "other axis": (lambda x, c: c(torch.cat([up(x, TWICE), up(x, TWICE)], 2)), conv(4), "another axis"),
+    "other axis": (lambda x, c: c(torch.cat([up(x, TWICE), up(x, TWICE)], 2)), conv(4), "not along the channels"),
     "second user": (
         lambda x, c: (lambda j: c(j) + j[:, :3])(torch.cat([up(x, TWICE), up(x, TWICE)], 1)),
         conv(8),
@@ -130,7 +130,7 @@ def test_fold_batch_norm(bias: bool, affine: bool) -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_fold_batch_norm_into_a_transposed_convolution(groups: int, bias: bool) -> None:
-    """Of as many inputs as outputs, so that scaling the wrong ones would show by values alone."""
+    """With as many inputs as outputs, scaling the wrong ones changes values but not shapes."""
     layer = nn.ConvTranspose3d(4, 4, 4, stride=2, padding=1, groups=groups, bias=bias)
     module = check(FoldBatchNorm(), Tiny(lambda x, c, n: n(c(x)), layer, nn.BatchNorm3d(4)))
     assert "batch_norm" not in str(module.graph)
@@ -181,7 +181,7 @@ def test_parallel_conv(case: str) -> None:
 
 
 def test_parallel_conv_with_stride() -> None:
-    """On even sizes, for of others torch.export cannot tell that the two maps are alike."""
+    """On even sizes; for others torch.export cannot know that the two maps have the same size."""
     model = Tiny(lambda x, a, b: a(x) + b(x), conv(stride=2), conv(kernel=1, stride=2)).eval()
     module = graph_module(capture(model, ShapeContract.of((1, 4, 8, 8, 8), multiple=TWICE)))
     assert ParallelConv().run(module) == 1
@@ -198,7 +198,7 @@ PARALLEL_MISSES = {
         "dilations",
     ),
     "second user": (Tiny(lambda x, a, b: (lambda y: y + b(x) + y)(a(x)), conv(), conv()), "a second user"),
-    "other channels": (Tiny(lambda x, a, n: a(x[:, :2]) + n(x), conv(2, 4), nn.BatchNorm3d(4)), "of another map"),
+    "other channels": (Tiny(lambda x, a, n: a(x[:, :2]) + n(x), conv(2, 4), nn.BatchNorm3d(4)), "has another map"),
     "between": (Tiny(lambda x, a, b: a(x) + b(x).relu(), conv(), conv()), None),
     "twice the same": (Tiny(lambda x, a: (lambda y: y + y)(a(x)), conv()), None),
     "a number": (Tiny(lambda x, a: a(x) + 1, conv()), None),
@@ -222,7 +222,7 @@ def test_mobileone_becomes_a_chain_of_single_convolutions() -> None:
     assert optimised.captured.rewrites["parallel-conv"] > blocks
     graph = optimised.captured.program.graph
     assert not any("batch_norm" in str(node.target) for node in graph.nodes)
-    # Those of the blocks and of the decoder, in which a concatenation's is split.
+    # The convolutions of the blocks and of the decoder, where those over a concatenation are split.
     assert str(graph).count("aten.conv3d") <= blocks + 10
 
 
@@ -276,6 +276,6 @@ def test_a_rewrite_that_is_wrong_is_not_kept(monkeypatch: pytest.MonkeyPatch) ->
     assert optimised.captured is captured
 
 
-def test_names_are_told_apart() -> None:
+def test_names_are_unique() -> None:
     rewrites = (*REWRITES, *FOR_CPU, *FOR_CPU_IN_FP32)
     assert len({rewrite.name for rewrite in rewrites}) == len(rewrites)
