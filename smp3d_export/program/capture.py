@@ -19,13 +19,12 @@ from smp3d_export.precision import Precision
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """A network as one graph, with what every target needs to know of it.
+    """A network as one graph, with what every target needs to know about it.
 
-    `outputs` are the names of what it returns and their numbers of axes: `masks` (N, classes, H, W, D), or (N, H, W, D)
-    where they are class numbers, and `labels` (N, classes) where there is a classification head. `rewrites` says how
-    often each rewrite of the optimiser was applied. `precision` is that of its graph, and `kept` names the layers that
-    stay in fp32 all the same, with the reason. `for_cpu` says that it is to be the fastest on a processor, whatever it
-    is elsewhere.
+    `outputs` maps the name of each output to its number of axes: `masks` (N, classes, H, W, D), or (N, H, W, D) if they
+    are class numbers; and `labels` (N, classes) with a classification head. `rewrites` says how often each rewrite of
+    the optimiser was applied. `precision` is the precision of the graph, and `kept` names the layers that stay in fp32
+    nevertheless, with the reason. `for_cpu` says that the graph is optimised for CPUs, whatever that costs elsewhere.
     """
 
     program: ExportedProgram
@@ -38,10 +37,10 @@ class Captured:
 
 
 def capture(model: nn.Module, contract: ShapeContract) -> Captured:
-    """Trace a model in eval mode by `torch.export`, the contract's dynamic axes kept symbolic.
+    """Trace a model in eval mode with `torch.export`, keeping the contract's dynamic axes symbolic.
 
     Raises:
-        ExportError: the network cannot be captured, or an axis of it turns out not to be dynamic.
+        ExportError: the network cannot be captured, or one of the axes turns out not to be dynamic.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     example = torch.zeros(contract.example(), device=device)
@@ -49,16 +48,16 @@ def capture(model: nn.Module, contract: ShapeContract) -> Captured:
     try:
         with torch.no_grad():
             program = torch.export.export(model, (example,), dynamic_shapes=(contract.torch_dims(),), strict=False)
-    except Exception as error:  # torch.export lets whatever an operator raises through
+    except Exception as error:  # torch.export passes on whatever an operator raises
         raise ExportError(f"the network cannot be captured with the axes {contract}: {error}") from error
     returned = [node.meta["val"].ndim for node in program.graph.output_node().all_input_nodes]
     return Captured(program, contract, dict(zip(("masks", "labels"), returned, strict=False)))
 
 
 def activation_bytes(captured: Captured) -> int:
-    """The most bytes that eager execution holds in activations at once at the optimum shape.
+    """The peak memory of activations in eager execution at the optimum shape, in bytes.
 
-    By the lifetime of every tensor of the graph; it grows with N·H·W·D, by which other shapes are estimated.
+    Computed from the lifetime of every tensor in the graph. It grows with N·H·W·D, so other shapes can be estimated.
     """
     graph = captured.program.graph
     last_use: dict[Node, Node] = {}

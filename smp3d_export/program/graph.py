@@ -1,4 +1,4 @@
-"""What all that edits a captured graph has in common: its module, its nodes, its weights."""
+"""Helpers for editing a captured graph: its module, nodes and weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 def graph_module(captured: Captured) -> GraphModule:
-    """The program as a module whose graph can be edited; guards on sizes are the contract's business."""
+    """The program as a module whose graph can be edited, without size guards: the contract checks sizes."""
     module = captured.program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     return module
@@ -32,12 +32,12 @@ def is_call(node: Any, operator: Any) -> bool:
 
 
 def arguments_of(node: Node) -> tuple[Any, ...]:
-    """The positional arguments of a node, which `torch.fx` types too widely to use."""
+    """The positional arguments of a node. (The type that `torch.fx` gives them is too wide to be useful.)"""
     return tuple(node.args)
 
 
 def constant(module: GraphModule, node: Node | None) -> Tensor | None:
-    """The parameter or buffer that a node stands for."""
+    """The parameter or buffer that a node reads; None for any other node."""
     if node is None or node.op != "get_attr":
         return None
     value: Any = module
@@ -47,21 +47,21 @@ def constant(module: GraphModule, node: Node | None) -> Tensor | None:
 
 
 def divides(number: int, node: Node, axis: int) -> bool:
-    """Whether the size of a captured node's value along an axis is a multiple at every shape of the contract."""
+    """Whether `number` divides the size of a captured node's value along an axis at every shape of the contract."""
     value = node.meta.get("val")
     if value is None:
         return False
     size = value.shape[axis]
     if isinstance(size, int):
         return size % number == 0
-    return (size.node.expr / number).expand().is_integer is True  # sizes are integer symbols, times the multiple
+    return (size.node.expr / number).expand().is_integer is True  # sizes are integer symbols times the multiple
 
 
 def size_of(node: Node, axis: int, over: int = 1) -> Node | int:
-    """The size of a captured node's value along an axis, divided by what divides it. Insert at the place set.
+    """The size of a captured node's value along an axis, divided by `over`. The caller sets the insertion point.
 
-    It is a node where it is dynamic, taken of the graph's input where it is a multiple or a part of a size of that: a
-    backend that asks a layer in between for its size keeps it apart from what follows it.
+    A dynamic size is a node. If it is a rational multiple of a size of the graph's input, it is computed from the
+    input: a backend does not fuse an inner layer with the next one if the graph reads the size of its output.
     """
     size = node.meta["val"].shape[axis]
     if isinstance(size, int):
@@ -79,9 +79,9 @@ def size_of(node: Node, axis: int, over: int = 1) -> Node | int:
 
 
 def add_constant(module: GraphModule, tensor: Tensor, of: Node, leaf: str | None = None) -> Node:
-    """A node for a new weight, beside the one that it is made of, so that its layer keeps its name.
+    """A node for a new weight in the same layer as the weight it derives from, so the layer keeps its name.
 
-    Its own name is that of the old one, or `leaf`, with a number. Insert at the place set in the graph.
+    It is named like the old weight, or `leaf`, plus a number. The caller sets the insertion point.
     """
     layer, _, old = str(of.target).rpartition(".")
     holder = module.get_submodule(layer)
@@ -92,24 +92,24 @@ def add_constant(module: GraphModule, tensor: Tensor, of: Node, leaf: str | None
 
 
 def drop_unused(module: GraphModule) -> None:
-    """Forget the weights that no node stands for any more."""
+    """Delete the weights that no node reads any more."""
     used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     for layer, holder in module.named_modules():
-        for held in (holder._parameters, holder._buffers):
-            for name in [name for name in held if f"{layer}.{name}".lstrip(".") not in used]:
-                del held[name]
+        for tensors in (holder._parameters, holder._buffers):
+            for name in [name for name in tensors if f"{layer}.{name}".lstrip(".") not in used]:
+                del tensors[name]
 
 
 def operator(node: Node) -> str:
-    """What a node computes, as users write it: `conv3d`, `softmax`."""
+    """The name of a node's operator as users write it: `conv3d`, `softmax`."""
     packet = getattr(node.target, "overloadpacket", node.target)
     return getattr(packet, "__name__", str(packet))
 
 
 def layers_of(module: GraphModule) -> dict[Node, str]:
-    """The layer of every node, by the names of the network's modules.
+    """The layer of every node, named after the network's modules.
 
-    It is that of the node's own weights; a node without any belongs to the layer that feeds it.
+    A node belongs to the layer of its weights, or without weights to the layer that feeds it.
     """
     layers: dict[Node, str] = {}
     for node in module.graph.nodes:

@@ -1,8 +1,8 @@
-"""Captured program -> the same in fp16 or bf16: fp32 at its inputs and outputs, and inside wherever that is needed.
+"""Captured program -> the same program in fp16 or bf16, with fp32 inputs and outputs, and fp32 inside where needed.
 
-Operators that a low precision does harm to stay in fp32 (`FULL`), as do those whose values pass what half precision can
-hold, found by running the network, and those that the user names. Casts stand where the two meet. Operators that only
-move values, and those that compute sizes, take what they are given.
+Three kinds of operators stay in fp32: those that lose accuracy in low precision (`FP32_OPERATORS`), those whose values
+overflow half precision when the network is run, and those that the user names. Casts are inserted between the two
+precisions. Operators that only move values, or compute sizes, keep the type of their input.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from smp3d_export.program.graph import (
 
 DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
-FULL = {
-    "softmax": "its exponentials cost labels",
+FP32_OPERATORS = {
+    "softmax": "rounding its exponentials changes labels",
     "layer_norm": "it sums squares",
     "group_norm": "it sums squares",
-    "batch_norm": "it takes differences of numbers that are nearly equal",
+    "batch_norm": "it subtracts nearly equal numbers",
     "adaptive_avg_pool3d": "it sums a whole volume",
     "mean": "it sums a whole volume",
     "sum": "it sums a whole volume",
@@ -54,16 +54,16 @@ MOVES = frozenset((
 # fmt: on
 """Operators that only move values: they keep the type of their first input."""
 
-# What half precision holds; sums inside an operator, and inputs other than those that were run, need some room.
+# The largest fp16 value. Sums inside an operator and inputs other than the one that was run need some headroom.
 HALF_MAXIMUM = 65504
 LIMIT = HALF_MAXIMUM / 8
 
 
 def lowered(captured: Captured, precision: Precision, keep_fp32: tuple[str, ...] = ()) -> Captured:
-    """A program in the precision that is asked for; for fp32, tf32 and int8 it stays as it is.
+    """A program in the requested precision; for fp32, tf32 and int8 it is returned as it is.
 
     Raises:
-        UsageError: a pattern of `keep_fp32` fits nothing of the network.
+        UsageError: a pattern in `keep_fp32` matches nothing in the network.
     """
     if precision not in DTYPES:
         return captured
@@ -80,7 +80,7 @@ def lowered(captured: Captured, precision: Precision, keep_fp32: tuple[str, ...]
 
 @dataclass(frozen=True)
 class Lowering:
-    """One pass over a graph, in place. `largest` are the largest absolute values of nodes, where they matter."""
+    """One pass over a graph, in place. `largest` has the largest absolute value of each node, if they matter."""
 
     module: GraphModule
     dtype: torch.dtype
@@ -89,14 +89,14 @@ class Lowering:
     largest: Mapping[Node, float]
 
     def run(self) -> dict[str, str]:
-        """Give every node its type and put casts where two meet; returns what stays in fp32, with the reason."""
+        """Choose every node's type and insert casts between types; returns what stays in fp32, with the reason."""
         graph = self.module.graph
         types: dict[Node, torch.dtype] = {}
-        values: set[Node] = set()  # computed from the image; what is computed from sizes keeps its type
+        values: set[Node] = set()  # nodes computed from the image; nodes computed from sizes keep their type
         casts: dict[tuple[Node, torch.dtype], Node] = {}
         kept: dict[str, str] = {}
 
-        def give(node: Node, sources: Iterable[Node], dtype: torch.dtype) -> None:
+        def cast_inputs(node: Node, sources: Iterable[Node], dtype: torch.dtype) -> None:
             for source in sources:
                 if types[source] == dtype:
                     continue
@@ -105,12 +105,12 @@ class Lowering:
                 node.replace_input_with(source, casts[source, dtype])
 
         for node in list(graph.nodes):
-            if operator(node) == "_assert_tensor_metadata":  # it would insist on the type that was traced
+            if operator(node) == "_assert_tensor_metadata":  # it would insist on the traced type
                 graph.erase_node(node)
                 continue
             sources = [source for source in node.all_input_nodes if source in types]
             if node.op == "output":
-                give(node, sources, torch.float32)
+                cast_inputs(node, sources, torch.float32)
             if not is_float(node):
                 continue
             if node.op != "get_attr" and (node.op == "placeholder" or values.intersection(sources)):
@@ -126,7 +126,7 @@ class Lowering:
                 if reason:
                     kept[f"{self.layers.get(node, 'image')} {operator(node)}"] = reason
                 types[node] = torch.float32 if reason else self.dtype
-                give(node, sources, types[node])
+                cast_inputs(node, sources, types[node])
         graph.eliminate_dead_code()
         drop_unused(self.module)
         graph.lint()
@@ -134,7 +134,7 @@ class Lowering:
         return kept
 
     def cast(self, source: Node, dtype: torch.dtype) -> Node:
-        """A node with the value of another in a type; of a weight, a weight of its own."""
+        """A node with the value of `source` in another type; a weight is converted and stored again."""
         weight = constant(self.module, source)
         with self.module.graph.inserting_after(source):
             if weight is not None:
@@ -146,10 +146,10 @@ class Lowering:
         for pattern in self.keep:
             if fits(pattern, self.layers.get(node, ""), operator(node)):
                 return f"--keep-fp32 {pattern}"
-        if operator(node) in FULL:
-            return FULL[operator(node)]
+        if operator(node) in FP32_OPERATORS:
+            return FP32_OPERATORS[operator(node)]
         worst = max((self.largest.get(n, 0.0) for n in (node, *node.all_input_nodes)), default=0.0)
-        return f"a value of {worst:.2g} is too near to {HALF_MAXIMUM}" if worst > LIMIT else None
+        return f"a value of {worst:.2g} is too close to {HALF_MAXIMUM}" if worst > LIMIT else None
 
 
 def is_float(node: Node) -> bool:
@@ -160,15 +160,15 @@ def is_float(node: Node) -> bool:
 
 
 def fits(pattern: str, layer: str, name: str) -> bool:
-    """Whether a pattern of `--keep-fp32` means an operator by its name, or a layer or those inside it by theirs."""
+    """Whether a `--keep-fp32` pattern matches the operator `name`, or `layer`, or a layer that contains it."""
     return fnmatchcase(name, pattern) or fnmatchcase(layer, pattern) or fnmatchcase(layer, f"{pattern}.*")
 
 
 def check_patterns(keep: tuple[str, ...], layers: Mapping[Node, str]) -> None:
-    """Refuse a pattern that fits nothing.
+    """Refuse a pattern that matches nothing.
 
     Raises:
-        UsageError: it says what there is.
+        UsageError: it lists the layers and operators.
     """
     for pattern in keep:
         if not any(fits(pattern, layer, operator(node)) for node, layer in layers.items()):
@@ -176,13 +176,13 @@ def check_patterns(keep: tuple[str, ...], layers: Mapping[Node, str]) -> None:
             shown = names if len(names) < 7 else [*names[:3], "...", *names[-3:]]
             operators = sorted({operator(node) for node in layers if is_float(node)})
             raise UsageError(
-                f"--keep-fp32 {pattern!r} fits no layer and no operator. Layers are {', '.join(shown)}; operators "
+                f"--keep-fp32 {pattern!r} matches no layer and no operator. Layers: {', '.join(shown)}; operators: "
                 f"{', '.join(operators)}"
             )
 
 
 def largest_values(module: GraphModule, captured: Captured) -> dict[Node, float]:
-    """The largest absolute value of every float of a graph, on a seeded volume; weights included."""
+    """The largest absolute value of every float node of a graph, weights included, on a seeded volume."""
     largest: dict[Node, float] = {}
 
     class Watch(Interpreter):
@@ -201,7 +201,7 @@ def largest_values(module: GraphModule, captured: Captured) -> dict[Node, float]
 
 
 def make_functional(module: GraphModule) -> None:
-    """Replace operators that work in place: a cast that two share would be changed for both."""
+    """Replace in-place operators, which would change a shared cast for all its users."""
     for node in module.graph.nodes:
         name = operator(node)
         if node.op == "call_function" and name.endswith("_") and not name.endswith("__"):
@@ -209,9 +209,10 @@ def make_functional(module: GraphModule) -> None:
 
 
 def decompose_attention(module: GraphModule) -> None:
-    """softmax(q k' / sqrt(d)) v as its three steps, of which the middle one stays in fp32.
+    """Split softmax(q k' / sqrt(d)) v into its three steps, so that only the softmax stays in fp32.
 
-    Attention over (N, heads, tokens, d), without mask and dropout, as the encoders here have it; other forms stay.
+    It handles attention over (N, heads, tokens, d) without mask and dropout, as in the encoders here. Other attention
+    is left alone.
     """
     graph = module.graph
     for node in list(graph.nodes):
@@ -228,6 +229,6 @@ def decompose_attention(module: GraphModule) -> None:
             steps.append(graph.call_function(aten.softmax.int, (steps[-1], -1)))
             steps.append(graph.call_function(aten.matmul.default, (steps[-1], value)))
         for step in steps:
-            step.meta = dict(layer)  # their values are floats too, which is all that is asked of it
+            step.meta = dict(layer)  # only read to see that the values are floats, which holds for every step
         node.replace_all_uses_with(steps[-1])
         graph.erase_node(node)

@@ -1,10 +1,11 @@
-"""Captured program -> the same in channels-last-3d, which PyTorch's kernels for convolutions prefer on a processor.
+"""Captured program -> the same program in channels-last-3d, which is faster for PyTorch's CPU convolutions.
 
-The image is laid out anew at the entrance and the outputs at the exit; in between every operator keeps the layout of
-what it is given. Values stay as they are.
+The image is converted on entry and the outputs on exit; in between every operator keeps the layout of its input. Values
+do not change.
 
-PyTorch has no such layout for maps with an axis cut in two, (N, C, H / k, k, W, D), and its compiler takes what is made
-of several of them for channels-last where a convolution does not. So they are made with the channels as the last axis.
+PyTorch has no channels-last layout for maps with an axis split in two, (N, C, H / k, k, W, D), and its compiler treats
+a map made from several of them as channels-last when a convolution does not. So such maps are computed with the
+channels as the last axis.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ JOINS = (aten.stack.default, aten.cat.default)
 
 
 def channels_last(captured: Captured) -> GraphModule:
-    """The program as a module whose weights of convolutions, and what they compute, are channels-last-3d."""
+    """The program as a module whose convolutions have channels-last-3d weights and outputs."""
     module = graph_module(captured)
     graph = module.graph
     for node in list(graph.nodes):
         if node.op == "placeholder":
             with graph.inserting_after(node):
-                laid_out = graph.call_function(
+                converted = graph.call_function(
                     aten.contiguous.default, (node,), {"memory_format": torch.channels_last_3d}
                 )
-            node.replace_all_uses_with(laid_out, delete_user_cb=lambda user, new=laid_out: user is not new)
+            node.replace_all_uses_with(converted, delete_user_cb=lambda user, new=converted: user is not new)
         elif node.op == "output":
             for source in node.all_input_nodes:
                 with graph.inserting_before(node):
@@ -44,8 +45,8 @@ def channels_last(captured: Captured) -> GraphModule:
             weight = constant(module, weight_node)
             if weight is not None:
                 layer, _, name = str(weight_node.target).rpartition(".")
-                laid_out = weight.detach().contiguous(memory_format=torch.channels_last_3d)
-                setattr(module.get_submodule(layer), name, nn.Parameter(laid_out, requires_grad=False))
+                converted = weight.detach().contiguous(memory_format=torch.channels_last_3d)
+                setattr(module.get_submodule(layer), name, nn.Parameter(converted, requires_grad=False))
         elif node.op == "call_function" and 6 in map(dims, [*node.all_input_nodes, node]):
             move_channels(node)
     graph.lint()
@@ -54,7 +55,7 @@ def channels_last(captured: Captured) -> GraphModule:
 
 
 def move_channels(node: Node) -> None:
-    """Have an operator on maps with an axis cut in two work on (N, H / k, k, W, D, C), if it leaves N and C alone."""
+    """Make an operator on maps with a split axis work on (N, H / k, k, W, D, C), unless it changes N or C."""
     call = node.graph.call_function
     target: Any = node.target
     source, *rest = arguments_of(node)
@@ -63,31 +64,31 @@ def move_channels(node: Node) -> None:
         if {dims(source), dims(node)} != {5, 6} or source.meta["val"].shape[:2] != node.meta["val"].shape[:2]:
             return
         n, c, *sizes = rest[0]
-        arguments = last(source, node), (n, *sizes, c)
+        arguments = channels_to_end(source, node), (n, *sizes, c)
         target = aten.reshape.default
     elif target is aten.slice.Tensor and axis > 1:
-        arguments = last(source, node), axis - 1, *rest[1:]
+        arguments = channels_to_end(source, node), axis - 1, *rest[1:]
     elif target in JOINS and axis > 1:
-        arguments = [last(part, node) for part in source], axis - 1
+        arguments = [channels_to_end(part, node) for part in source], axis - 1
     else:
         return
     with node.graph.inserting_before(node):
-        back = call(aten.permute.default, (call(target, arguments), from_last(node)))
+        back = call(aten.permute.default, (call(target, arguments), channels_from_end(node)))
     back.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(back)
     node.graph.erase_node(node)
 
 
-def last(node: Node, before: Node) -> Node:
+def channels_to_end(node: Node, before: Node) -> Node:
     """A map with the channels as the last axis."""
-    if is_call(node, aten.permute.default) and arguments_of(node)[1] == from_last(node):
+    if is_call(node, aten.permute.default) and arguments_of(node)[1] == channels_from_end(node):
         return arguments_of(node)[0]
     with node.graph.inserting_before(before):
         return node.graph.call_function(aten.permute.default, (node, (0, *range(2, dims(node)), 1)))
 
 
-def from_last(node: Node) -> tuple[int, ...]:
-    """The order of axes that brings the channels back to their place."""
+def channels_from_end(node: Node) -> tuple[int, ...]:
+    """The permutation that moves the channels from the last axis back to the second."""
     return (0, dims(node) - 1, *range(1, dims(node) - 1))
 
 

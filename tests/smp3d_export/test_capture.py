@@ -1,4 +1,4 @@
-"""Capture of what a network may do to a size, over every range that a contract may have."""
+"""Capture of networks that compute with sizes, over every range that a contract may have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MULTIPLE, LEAST = 2, 8
 
 
 class Pooled(nn.Module):
-    """Shrinks its input to one voxel at the least size, and brings it back, as PAN does with its last map."""
+    """Shrinks its input to one voxel at the smallest size and resizes it back, as PAN does with its last map."""
 
     def forward(self, x: Tensor) -> Tensor:
         half = F.max_pool3d(x, 4)

@@ -31,7 +31,7 @@ def captured(kind: type[nn.Module]) -> Captured:
 
 
 def types(program: Captured) -> dict[str, torch.dtype]:
-    """The type of what each kind of operator computes."""
+    """The output type of each kind of operator."""
     return {
         operator(node): node.meta["val"].dtype
         for node in program.program.graph.nodes
@@ -40,7 +40,7 @@ def types(program: Captured) -> dict[str, torch.dtype]:
 
 
 class Block(nn.Module):
-    """Every way that a type goes: a convolution, a norm, a softmax, a move, two inputs, sizes."""
+    """Every kind of operator for types: a convolution, a norm, a softmax, a move, two inputs, sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,13 +93,13 @@ def test_patterns_keep_layers_and_operators(pattern: str, full: set[str]) -> Non
 
 def test_a_pattern_that_fits_nothing_is_refused() -> None:
     with pytest.raises(
-        UsageError, match=r"'heads' fits no layer and no operator. Layers are stem, norm, head; operators add"
+        UsageError, match=r"'heads' matches no layer and no operator. Layers: stem, norm, head; operators: add"
     ):
         lowered(captured(Block), Precision.BF16, ("heads",))
 
 
 class Loud(nn.Module):
-    """A value of about a million in the middle, and one of about one at the end."""
+    """Values of about a million in the middle, and about one at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def test_what_overflows_half_precision_stays_in_fp32(monkeypatch: pytest.MonkeyP
     assert np.abs(output() - expected).max() < 1e-3
     kept = lowered(captured(Loud), Precision.FP16).kept
     assert set(kept) == {"up conv3d", "down conv3d"}
-    assert "too near to 65504" in kept["up conv3d"]
+    assert "too close to 65504" in kept["up conv3d"]
     monkeypatch.setattr("smp3d_export.program.lowering.LIMIT", float("inf"))
     assert not np.isfinite(output()).all(), "and the rounding graph shows what a GPU would do"
 
@@ -158,7 +158,7 @@ def test_half_precision_by_the_command_line(cli) -> None:
     assert (manifest["precision"], manifest["run"]) == ("fp16", "here")
     assert manifest["kept_fp32"]["segmentation_head.0 conv3d"] == "--keep-fp32 segmentation_head"
     cases = {case["case"]: case["relative"] for case in manifest["parity"]["cases"]}
-    # ONNX Runtime computes half precision in fp32 on a processor: only the rounding graph is as far off as a GPU is.
+    # ONNX Runtime computes half precision in fp32 on a CPU; only the rounding graph is as inaccurate as a GPU.
     assert 1e-5 < cases["optimum"] < cases["optimum, rounded"] < 1e-2
     graph = onnx.load("net/model.onnx").graph
     assert {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)} == {onnx.TensorProto.FLOAT}

@@ -1,4 +1,4 @@
-"""Channels-last-3d: the same values, also of maps that are cut into planes and put together, and laid out so."""
+"""Channels-last-3d: equal values and the right layout, also for maps that are split into planes and merged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from smp3d_export.settings import Settings
 
 
 class Stages(nn.Module):
-    """Two stages, the second dilated or not, with a convolution of kernel 1 and stride 2 to the end."""
+    """Two stages, the second dilated or not, and a final convolution with kernel 1 and stride 2."""
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Stages(nn.Module):
 
 
 def rewritten(model: nn.Module) -> Captured:
-    """The form for processors, in which maps are cut into planes and put together."""
+    """The CPU variant, in which maps are split into planes and merged."""
     contract = ShapeContract.of((1, 1, 16, 6, 4), multiple=(8, 2, 2))
     captured = for_cpu(capture(model.eval(), contract), Precision.FP32).captured
     assert captured.rewrites == {"winograd": 2}
@@ -58,7 +58,7 @@ class Layouts(Interpreter):
 
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_a_map_that_is_put_together_is_channels_last(dilation: int) -> None:
-    """By every stride: PyTorch asks for that of the volumes too, where there is but one."""
+    """Compares every stride: PyTorch checks the batch stride too, even for a single volume."""
     torch.manual_seed(0)
     model = Stages(dilation)
     captured = rewritten(model)
@@ -76,7 +76,7 @@ def test_a_map_that_is_put_together_is_channels_last(dilation: int) -> None:
 
 
 def test_an_axis_that_is_cut_elsewhere_stays() -> None:
-    """Maps whose channels are split, or joined with the volumes, are left as they are."""
+    """Maps whose channels are split, or merged with the batch, are left as they are."""
 
     class Split(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
