@@ -113,7 +113,7 @@ def encoder_tensors(path: Path, spec: EncoderSpec, expected: Mapping[str, Any]) 
         for old, new in spec.renames:
             key = re.sub(old, new, key)
         if key in tensors:
-            raise CheckpointError(f"{str(path)!r} holds {key} twice: save one network alone")
+            raise CheckpointError(f"{str(path)!r} holds {key} twice: save a single network")
         tensors[key] = value.float() if value.is_floating_point() else value
     return tensors
 

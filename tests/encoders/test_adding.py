@@ -1,4 +1,4 @@
-"""The page on adding an encoder, followed: its row is registered as the table's are, built, run and exported."""
+"""Follows the page on adding an encoder: its row is registered like those of the table, built, run and exported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs/adding-an-encoder.md"
 
 @pytest.fixture
 def row(monkeypatch: pytest.MonkeyPatch) -> EncoderSpec:
-    """The row of the page, in the registry."""
+    """The row from the page, added to the registry."""
     text = re.search(r"```python\n(.+?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert text is not None
     spec = eval(text[1], vars(catalogue).copy())

@@ -1,4 +1,4 @@
-"""Every encoder of the table: its keys, its maps, its strides, and how it is asked for wrongly."""
+"""Every encoder of the table: state-dict keys, feature maps, strides, and wrong arguments."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_maps_have_the_channels_and_sizes_of_the_row(name: str, strides) -> None
 
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("name", FAMILIES.values())
-def test_depth_runs_the_first_stages_alone(name: str, depth: int) -> None:
+def test_depth_runs_only_the_first_stages(name: str, depth: int) -> None:
     encoder = get_encoder(name, in_channels=1, depth=depth).eval()
     with torch.no_grad():
         maps = encoder(torch.randn(1, 1, *encoder.min_size))
@@ -80,7 +80,7 @@ def test_wrong_arguments_are_named(arguments, says: str) -> None:
     assert says in str(error.value)
 
 
-def test_a_name_can_stand_in_the_table_only_once() -> None:
+def test_a_name_can_be_in_the_table_only_once() -> None:
     row = next(iter(ENCODERS.values()))
     with pytest.raises(RuntimeError, match=row.name):
         index([row, replace(row)])

@@ -1,4 +1,4 @@
-"""Published weights, from a folder laid out as the hub's cache and from files: inflated, adapted, refused in words."""
+"""Published weights, from a folder laid out like the hub's cache and from files: inflated, adapted, refused by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from smp3d_export.sources.named import NamedNetwork, build
 SHAPES = reference("encoder_state_dicts.json.gz")
 TINY = "mobileone_s1"
 
-# The smallest encoder of each family, and the layer that its published files end with.
+# A small encoder of each family, and the classifier that ends its published files.
 FAMILIES = {
     "resnet18": "fc",
     "se_resnet50": "last_linear",
@@ -46,7 +46,7 @@ FAMILIES = {
 
 
 def weights_2d(encoder: str) -> dict[str, Tensor]:
-    """Weights as they are published: of the 2D encoder of the same keys, for three input channels."""
+    """Weights as published: for the 2D encoder with the same keys and three input channels."""
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         widened = {key for key, tensor in get_encoder(encoder, 3).state_dict().items() if tensor.ndim == 5}
@@ -60,7 +60,7 @@ def weights_2d(encoder: str) -> dict[str, Tensor]:
 
 
 def stored(tensors: dict[str, Tensor], cache: Path, published: PublishedWeights) -> Path:
-    """A file where the hub's cache has it."""
+    """Write a file to its place in the hub's cache."""
     folder = cache / f"models--{published.repo_id.replace('/', '--')}" / "snapshots" / published.revision
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
@@ -69,7 +69,7 @@ def stored(tensors: dict[str, Tensor], cache: Path, published: PublishedWeights)
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache, empty, and no way to the hub."""
+    """The hub's cache, empty; the hub itself is out of reach."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "hub").mkdir()
@@ -82,7 +82,7 @@ def tiny() -> dict[str, Tensor]:
 
 
 def assert_inflated(encoder: Encoder, tensors: dict[str, Tensor]) -> None:
-    """Every slice of every weight is the 2D one, divided by their number."""
+    """Every slice of every weight is the 2D weight divided by the number of slices."""
     state = encoder.state_dict()
     assert {key for key in state if not key.endswith("num_batches_tracked")} == tensors.keys()
     for key, flat in tensors.items():
@@ -96,7 +96,7 @@ def assert_inflated(encoder: Encoder, tensors: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_published_weights_are_those_of_the_cache_inflated(name: str, hub: Path) -> None:
+def test_published_weights_come_from_the_cache_and_are_inflated(name: str, hub: Path) -> None:
     tensors = weights_2d(name)
     last = {f"{FAMILIES[name]}.weight": torch.zeros(10, 4), f"{FAMILIES[name]}.bias": torch.zeros(10)}
     stored(tensors | last, hub, published_weights(name)["imagenet"])
@@ -126,7 +126,7 @@ def test_every_stem_is_adapted_to_the_input_channels(name: str, stems: set[str],
         assert torch.equal(state[key], torch.stack(expected, dim=1))
 
 
-def test_a_volume_of_equal_slices_is_answered_as_the_slice(tmp_path: Path) -> None:
+def test_a_volume_of_equal_slices_gives_the_response_of_a_slice(tmp_path: Path) -> None:
     flat = torch.randn(8, 3, 5, 5)
     (volume,) = convert_2d_weights_to_3d({"any.name": flat}).values()
     slices = torch.randn(1, 3, 9, 9)
@@ -135,7 +135,7 @@ def test_a_volume_of_equal_slices_is_answered_as_the_slice(tmp_path: Path) -> No
     torch.testing.assert_close(answer, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_conversion_keeps_all_else_and_its_input(capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_keeps_everything_else_and_its_input(capsys: pytest.CaptureFixture[str]) -> None:
     given = {
         "se.fc1.weight": torch.ones(4, 2, 3, 3),
         "norm.weight": torch.ones(4),
@@ -171,7 +171,7 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 SAVED = {
     "bare": lambda t: t,
-    "of torchvision's kind": lambda t: {**t, "linear.weight": torch.zeros(10, 4)},
+    "with a classifier": lambda t: {**t, "linear.weight": torch.zeros(10, 4)},
     "in a container": lambda t: {"state_dict": under("module.", t), "epoch": 3},
     "whole network": lambda t: {
         "state_dict": under("model.encoder.", t) | {"model.decoder.conv.weight": torch.ones(2)}
@@ -193,7 +193,7 @@ def test_a_folder_works_offline(tiny: dict[str, Tensor], tmp_path: Path) -> None
         assert_inflated(get_encoder(TINY, weights=str(folder)), tiny)
 
 
-def test_an_own_file_keeps_its_input_channels(tmp_path: Path) -> None:
+def test_a_file_of_ones_own_keeps_its_input_channels(tmp_path: Path) -> None:
     encoder = get_encoder(TINY, in_channels=2)
     torch.save(encoder.state_dict(), tmp_path / "own.pth")
     again = get_encoder(TINY, in_channels=2, weights=tmp_path / "own.pth", depth=3, strides=[(1, 2, 2)] * 3)
@@ -303,7 +303,7 @@ def test_the_table_has_weights_for_the_published_encoders_and_needs_no_torch() -
     assert done.stdout.split() == ["imagenet", "ssl", "swsl"]
 
 
-def test_preprocessing_is_that_of_the_training() -> None:
+def test_preprocessing_matches_the_training() -> None:
     assert get_preprocessing_params("efficientnet-b0", pretrained="advprop") == {
         "input_space": "RGB",
         "input_range": [0, 1],

@@ -1,4 +1,4 @@
-"""A small encoder of each family, uneven strides, and how often building something draws its weights."""
+"""A small encoder of each family, uneven strides, and a check that weights are drawn once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STRIDES = {
 
 
 def draws_each_weight_once(build: Callable[[], nn.Module]) -> bool:
-    """Building a network to throw its weights away doubles the time and the memory."""
+    """Whether each weight is drawn exactly once: drawing weights only to discard them doubles time and memory."""
     drawn: Counter[int] = Counter()
 
     class Count(TorchDispatchMode):
@@ -35,7 +35,7 @@ def draws_each_weight_once(build: Callable[[], nn.Module]) -> bool:
 
     with Count():
         module = build()
-    # What was drawn and thrown away stands at no parameter's place, or at one that was drawn a second time.
+    # A discarded tensor's address belongs to no parameter, or to one that was drawn a second time.
     weights = {p.data_ptr() for p in module.parameters() if p.ndim > 1}
-    places = {p.data_ptr() for p in module.parameters()}
-    return drawn.keys() <= places and set(drawn.values()) == {1} and weights <= drawn.keys()
+    addresses = {p.data_ptr() for p in module.parameters()}
+    return drawn.keys() <= addresses and set(drawn.values()) == {1} and weights <= drawn.keys()

@@ -1,4 +1,4 @@
-"""The reference figures, and the rule by which the weights and inputs of their cases are made."""
+"""The reference figures, and the rule that generates the weights and inputs of their cases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reference(name: str) -> Any:
 
 
 def fill(model: torch.nn.Module) -> None:
-    """The weights of a reference case: each drawn by a generator seeded with its key."""
+    """Fill in the weights of a reference case, each drawn from a generator seeded with its key."""
     for key, tensor in model.state_dict().items():
         rs = np.random.RandomState(zlib.crc32(key.encode()))
         shape = tuple(tensor.shape)
@@ -45,13 +45,13 @@ def reference_input(shape: list[int]) -> torch.Tensor:
 
 
 def disagreement(tensor: torch.Tensor, summary: dict[str, Any]) -> float:
-    """The largest error at the sampled places, as a part of the reference's largest absolute value.
+    """The largest error at the sampled positions, as a fraction of the reference's largest absolute value.
 
-    0 for a map without channels, which Mix Vision Transformers have: its shape is all there is of it.
+    For a map without channels (Mix Vision Transformers have one) it is 0: only the shape is compared.
     """
     assert list(tensor.shape) == summary["shape"]
     if not tensor.numel():
         return 0.0
     values = tensor.double().numpy().ravel()
-    places = np.random.RandomState(values.size % 2**31).randint(0, values.size, len(summary["samples"]))
-    return float(np.abs(values[places] - np.array(summary["samples"])).max() / summary["absmax"])
+    positions = np.random.RandomState(values.size % 2**31).randint(0, values.size, len(summary["samples"]))
+    return float(np.abs(values[positions] - np.array(summary["samples"])).max() / summary["absmax"])

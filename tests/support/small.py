@@ -1,3 +1,3 @@
-"""A network that exports in seconds: a Unet on three stages of the smallest encoder."""
+"""A network that exports in seconds: a small Unet with three encoder stages."""
 
 SMALL = ("unet", "resnet18", "--encoder-depth", "3", "--decoder-channels", "16,8,8", "--shape", "1,1,32,24,16")

@@ -1,4 +1,4 @@
-"""Tiny graphs to try rewrites on, and what holds of every rewrite."""
+"""Tiny graphs for testing rewrites, and checks that apply to every rewrite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONTRACT = ShapeContract.of((1, 4, 5, 6, 7), multiple=(1, 1, 1))
 
 
 class Tiny(nn.Module):
-    """A function of one input and of layers."""
+    """A function of one input and some layers."""
 
     def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def misses(rewrite: Rewrite, module: GraphModule) -> list[str]:
 
 
 def check(rewrite: Rewrite, model: nn.Module, times: int = 1, contract: ShapeContract = CONTRACT) -> GraphModule:
-    """It fires so often, the result is equal at several shapes, and a second run does nothing."""
+    """Assert that a rewrite fires `times` times, agrees at several shapes, and does nothing in a second run."""
     module = module_of(model, contract)
     assert rewrite.run(module) == times
     assert rewrite.run(module) == 0
@@ -60,7 +60,7 @@ def check(rewrite: Rewrite, model: nn.Module, times: int = 1, contract: ShapeCon
 
 
 def must_not_fire(rewrite: Rewrite, model: nn.Module, reason: str | None, contract: ShapeContract = CONTRACT) -> None:
-    """It nearly fits, for a reason that is said, or, without one, is of another kind."""
+    """Assert that a rewrite does not fire: it nearly fits but for `reason`, or is unrelated if there is no reason."""
     module = module_of(model, contract)
     found = misses(rewrite, module)
     assert all(reason is not None and reason in text for text in found)
