@@ -37,7 +37,8 @@ from smp3d_export.runtime.volumes import read_volume
 from smp3d_export.sources.named import NamedNetwork, build
 from smp3d_export.sources.network import Network
 from smp3d_export.sources.request import Request
-from smp3d_export.validators.parity import Run, dice_per_class, label_map
+from smp3d_export.validators.overlap import label_map, overlaps
+from smp3d_export.validators.parity import Run
 
 # Precision -> the targets that run it on a processor, and the most that Dice may fall in a class.
 GOALS = {
@@ -84,7 +85,7 @@ class Truth:
         ours, theirs = (label_map(array, self.threshold) for array in (masks, self.masks))
         return Row(
             name,
-            dice_per_class(ours, self.labels, classes=max(2, masks.shape[1])),
+            tuple(each.dice for each in overlaps(ours, self.labels, max(2, masks.shape[1]))),
             float((ours == theirs).mean()),
             float(np.abs(masks - self.masks).max()),
             float(np.ptp(self.masks)),

@@ -4,36 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smp3d_export.validators.tolerances import Tolerance
+from smp3d_export.validators.overlap import Array, Overlap, label_map, overlaps
+from smp3d_export.validators.tolerances import REPEATED, Tolerance
 
-Array = NDArray[Any]
 Outputs = Mapping[str, Array]
 Run = Callable[[NDArray[np.float32]], Outputs]
 
 
 @dataclass(frozen=True)
 class Case:
-    """An input to compare on. `make` gives it when its turn comes; `skip` says why it is not run."""
+    """An input to compare on.
+
+    Attributes:
+        name: what messages call it.
+        shape: its shape (N, C, H, W, D).
+        make: gives the input when its turn comes.
+        skip: why it is not run.
+        real: the part of it along H, W and D that is compared; by default all of it.
+        made_up: why its voxels are not real. Then it proves the shape alone: the outputs have the right shape, are
+            finite, and are the same when the artifact runs again. How far they are from eager's is noted, not judged.
+    """
 
     name: str
     shape: tuple[int, ...]
     make: Callable[[], NDArray[np.float32]]
     skip: str | None = None
+    real: tuple[slice, slice, slice] | None = None
+    made_up: str | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
     """How far one output is from the eager one.
 
-    `largest` and `p999` (the 99.9th percentile) are absolute errors, `range` is that of the eager output. `relative` is
-    the largest error as a part of it, or of a tenth of the largest absolute value where the output hardly varies.
-    `labels` is the part of the voxels with the same label and `dice` the Dice coefficient of each class between the two
-    label maps; None for an output that has no voxels.
+    Attributes:
+        case, shape, output: what was compared.
+        largest, p999: the largest absolute error, and the 99.9th percentile.
+        range: the range of the eager output.
+        relative: the largest error as a part of that range, or of a tenth of the largest absolute value if the output
+            hardly varies.
+        labels: the part of the voxels with the same label; None for an output that has no voxels.
+        dice: the Dice coefficient of each class between the two label maps; None for an output that has no voxels.
+        passed: whether it is within the bounds.
+        small: the classes that are judged by voxels, since they have too few for a Dice coefficient.
+        problem: what is wrong with the output apart from its values, such as its shape.
+        made_up: why the input's voxels are not real, so that it proves the shape alone.
     """
 
     case: str
@@ -46,11 +67,40 @@ class Measurement:
     labels: float | None
     dice: tuple[float, ...] | None
     passed: bool
+    small: tuple[Overlap, ...] = ()
+    problem: str | None = None
+    made_up: str | None = None
+
+    @property
+    def worst_class(self) -> tuple[float, int] | None:
+        """The least Dice coefficient, and its class, of those that are judged by it."""
+        small = {overlap.label for overlap in self.small}
+        return min(((dice, label) for label, dice in enumerate(self.dice or ()) if label not in small), default=None)
+
+    def shortfall(self, bounds: Tolerance) -> str:
+        """What it fails by, in a line."""
+        where = f"at the {self.case} shape {self.shape}"
+        if self.problem is not None:
+            return f"{self.output} {self.problem} {where}"
+        if bounds.dice is not None and self.worst_class is not None and self.worst_class[0] < bounds.dice:
+            dice, label = self.worst_class
+            return f"class {label} of {self.output} has a Dice of {dice:.4f} with eager's {where}; allowed are {bounds}"
+        worst = max(self.small, key=lambda overlap: overlap.differing, default=None)
+        if worst is not None and not bounds.keeps(worst):
+            return (
+                f"class {worst.label} of {self.output}, which has {worst.expected} voxels in eager's labels and "
+                f"{worst.found} here, differs in {worst.differing} {where}; {bounds.differing} may"
+            )
+        labels = "" if self.labels is None else f" and {self.labels:.4%} of the labels equal"
+        return (
+            f"{self.output} differs from eager by {self.relative:.1e} of its range{labels} {where}; "
+            f"allowed are {bounds}"
+        )
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The verdict: it passed where every measurement did, and at least one was made.
+    """The verdict: it passed if every measurement did, and at least one was made on real voxels.
 
     `of` is what was compared: the `artifact`, or the ONNX `graph` that it was made of, where it cannot run here.
     """
@@ -61,23 +111,28 @@ class Parity:
     of: str = "artifact"
 
     @property
+    def judged(self) -> tuple[Measurement, ...]:
+        """The measurements whose values count."""
+        return tuple(m for m in self.measurements if m.made_up is None)
+
+    @property
     def passed(self) -> bool:
-        return bool(self.measurements) and all(m.passed for m in self.measurements)
+        return bool(self.judged) and all(m.passed for m in self.measurements)
 
     @property
     def relative(self) -> float:
         """The worst largest error, as a part of the output's range."""
-        return max((m.relative for m in self.measurements), default=float("nan"))
+        return max((m.relative for m in self.judged), default=float("nan"))
 
     @property
     def labels(self) -> float | None:
         """The worst agreement of labels."""
-        return min((m.labels for m in self.measurements if m.labels is not None), default=None)
+        return min((m.labels for m in self.judged if m.labels is not None), default=None)
 
     @property
     def dice(self) -> float | None:
-        """The worst Dice coefficient of a class."""
-        return min((min(m.dice) for m in self.measurements if m.dice is not None), default=None)
+        """The worst Dice coefficient of a class that has enough voxels for one."""
+        return min((m.worst_class[0] for m in self.judged if m.worst_class is not None), default=None)
 
     def with_case(self, other: Parity, what: str) -> Parity:
         """This and another's measurements, which are of the same cases in another way."""
@@ -86,14 +141,11 @@ class Parity:
 
     def shortfall(self) -> str:
         """What it fails by, in a line."""
-        if not self.measurements:
+        failed = [m for m in self.measurements if not m.passed]
+        if not failed:
             return "nothing could be compared"
-        worst = max(self.measurements, key=lambda m: (not m.passed, m.relative))
-        labels = "" if worst.labels is None else f" and {worst.labels:.4%} of the labels equal"
-        return (
-            f"{worst.output} differs from eager by {worst.relative:.1e} of its range{labels} at the {worst.case} shape "
-            f"{worst.shape}; allowed are {self.tolerance}"
-        )
+        worst = max(failed, key=lambda m: (m.problem is not None, -(m.worst_class or (1, 0))[0], m.relative))
+        return worst.shortfall(self.tolerance)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -148,34 +200,50 @@ def compare(
         image = case.make()
         expected = reference.outputs(case, image)
         found = run(image)
+        again = run(image) if case.made_up is not None else {}
         for name, eager in expected.items():
-            measurements.append(
-                measure(case, name, eager, found.get(name), tolerance, label_threshold=reference.label_threshold)
-            )
+            measured = partial(measure, case, name, label_threshold=reference.label_threshold)
+            result = measured(eager, found.get(name), tolerance)
+            if case.made_up is not None and result.problem is None:
+                repeated = measured(found[name], again[name], REPEATED)
+                result = by_shape(result, case.made_up, repeated)
+            measurements.append(result)
     not_run = [(case.name, case.skip) for case in cases if case.skip is not None]
     return Parity(tuple(measurements), tuple(not_run), tolerance)
+
+
+def by_shape(result: Measurement, made_up: str, repeated: Measurement) -> Measurement:
+    """What an input that was made up proves: the output has its shape and is finite, and comes out `repeated`."""
+    problem = None if repeated.passed else f"differs by {repeated.relative:.1e} of its range when it is run again"
+    return replace(result, made_up=made_up, problem=problem, passed=problem is None, small=())
 
 
 def measure(
     case: Case, name: str, eager: Array, found: Array | None, tolerance: Tolerance, *, label_threshold: float
 ) -> Measurement:
     """One output beside the eager one. A missing one, another shape, or a number that is not finite fails."""
-    spread = float(eager.max()) - float(eager.min())
-    if found is None or found.shape != eager.shape or not np.isfinite(found).all() or not np.isfinite(eager).all():
+    problem = fault(eager, found)
+    if found is None or problem is not None:
         worst = float("inf")
-        return Measurement(case.name, case.shape, name, worst, worst, spread, worst, None, None, passed=False)
+        return Measurement(
+            *(case.name, case.shape, name, worst, worst, float(np.ptp(eager)), worst, None, None),
+            passed=False,
+            problem=problem,
+            made_up=case.made_up,
+        )
+    if case.real is not None and eager.ndim > 2:
+        eager, found = (part(array, case) for array in (eager, found))
+    spread = float(eager.max()) - float(eager.min())
     # Rounding goes with the magnitude: of an output that hardly varies a tenth of that stands for the range.
     scale = max(spread, float(np.abs(eager).max()) / 10)
     error = np.abs(found - eager) if eager.dtype.kind == "f" else np.abs(found.astype(np.int64) - eager)
     largest = float(error.max())
     relative = largest / scale if scale > 0 else (0.0 if largest == 0 else float("inf"))
-    labels = dice = None
+    labels, classes = None, ()
     if eager.ndim > 2:
         ours, theirs = (label_map(array, label_threshold) for array in (found, eager))
         labels = float((ours == theirs).mean())
-        dice = dice_per_class(
-            ours, theirs, classes=max(2, eager.shape[1]) if eager.ndim == 5 else int(theirs.max()) + 1
-        )
+        classes = overlaps(ours, theirs, max(2, eager.shape[1]) if eager.ndim == 5 else None)
     return Measurement(
         case=case.name,
         shape=case.shape,
@@ -185,26 +253,31 @@ def measure(
         range=spread,
         relative=relative,
         labels=labels,
-        dice=dice,
-        passed=tolerance.admits(relative, labels, dice),
+        dice=tuple(overlap.dice for overlap in classes) or None,
+        passed=tolerance.admits(relative, labels, classes),
+        small=tuple(filter(tolerance.is_small, classes)),
     )
 
 
-def label_map(masks: Array, threshold: float) -> Array:
-    """The class of every voxel: masks (N, classes, H, W, D) to (N, H, W, D); class numbers stay as they are."""
-    if masks.ndim == 4:
-        return masks
-    return masks.argmax(axis=1) if masks.shape[1] > 1 else (masks[:, 0] > threshold).astype(np.int64)
+def fault(eager: Array, found: Array | None) -> str | None:
+    """What is wrong with an output apart from its values."""
+    if found is None:
+        return "is missing"
+    if found.shape != eager.shape:
+        return f"has the shape {found.shape} instead of {eager.shape}"
+    if not np.isfinite(eager).all():
+        return "is not finite in eager"
+    return None if np.isfinite(found).all() else "is not finite"
 
 
-def dice_per_class(ours: Array, theirs: Array, classes: int) -> tuple[float, ...]:
-    """Dice coefficient of each class between two label maps; 1 for a class that neither has."""
-    scores = []
-    for label in range(classes):
-        a, b = ours == label, theirs == label
-        size = int(a.sum()) + int(b.sum())
-        scores.append(2 * int((a & b).sum()) / size if size else 1.0)
-    return tuple(scores)
+def part(output: Array, case: Case) -> Array:
+    """The real voxels of an output (..., H, W, D), whose sizes may be other than the input's."""
+    assert case.real is not None
+    cut = [
+        slice(-(-real.start * size // whole), real.stop * size // whole)
+        for real, size, whole in zip(case.real, output.shape[-3:], case.shape[-3:], strict=True)
+    ]
+    return output[..., *cut]
 
 
 def percentile(values: Array, part: float) -> float:

@@ -55,6 +55,8 @@ def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
         yield f"{target}: its ONNX graph {agrees} in ONNX Runtime: {error}", "green" if parity.passed else "red"
     for case, reason in parity.not_run if parity is not None and verdict.not_run is None else ():
         yield f"{target}: parity at the {case} shape: {NOT_RUN}, for {reason}", "yellow"
+    for line in judged_otherwise(parity) if parity is not None else ():
+        yield f"{target}: {line}", ""
     if verdict.throughput is not None:
         if verdict.throughput.speedup < 1:
             yield f"{target}: slower than {verdict.throughput.against}", "red"
@@ -63,6 +65,24 @@ def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
             yield f"{target}: {name} takes {milliseconds(timing.p50)}: {speed}", ""
     if verdict.error is not None:
         yield f"✗ {target}: {verdict.error}", "red"
+
+
+def judged_otherwise(parity: Parity) -> Iterator[str]:
+    """What was not judged by its Dice coefficient: classes of few voxels, and voxels that are not real."""
+    small: dict[str, list[str]] = {}
+    for measured in parity.judged if parity.tolerance.dice is not None else ():
+        for overlap in measured.small:
+            small.setdefault(f"class {overlap.label}", []).append(measured.case)
+    bounds = parity.tolerance
+    for name, cases in small.items():
+        where = ", ".join(dict.fromkeys(cases))
+        yield (
+            f"{name} has fewer than {bounds.small} voxels ({where}) and is judged there by voxels: "
+            f"{bounds.differing} may differ"
+        )
+    made_up = {m.case: m.made_up for m in parity.measurements if m.made_up is not None}
+    for case, reason in made_up.items():
+        yield f"the {case} shape is proved by its outputs' shape and a second run alone: {reason}"
 
 
 def row(verdict: Verdict) -> tuple[str, ...]:
@@ -84,7 +104,9 @@ def agreement(parity: Parity) -> str:
     bounds = parity.tolerance
     if bounds.relative is not None:
         return f"{parity.relative:.0e} of {bounds.relative:.0e}"
-    return f"Dice {parity.dice:.4f} of {bounds.dice}" if bounds.dice is not None else f"{parity.relative:.0e}"
+    if bounds.dice is None:
+        return f"{parity.relative:.0e}"
+    return "by voxels" if parity.dice is None else f"Dice {parity.dice:.4f} of {bounds.dice}"
 
 
 def speedup(ratio: Ratio) -> tuple[str, str]:
