@@ -252,7 +252,7 @@ def targets_of(to: str | Sequence[str]) -> tuple[str, ...]:
     names = to.split(",") if isinstance(to, str) else to
     found = tuple(dict.fromkeys(backends.find(name.strip()).name for name in names))
     if not found:
-        raise UsageError(f"no target is given; there are {', '.join(backends.BACKENDS)}")
+        raise UsageError(f"no target is given; there are {', '.join(backends.names())}")
     return found
 
 

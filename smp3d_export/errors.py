@@ -50,8 +50,15 @@ class TooSlowError(Smp3dExportError):
 
 def unknown(kind: str, name: str, known: Iterable[str], more: str) -> UsageError:
     """The error for a `name` that no `kind` has, with the nearest of the `known`; `more` says where all are listed."""
-    names = list(known)
-    lowered = {n.lower(): n for n in names}
-    nearest = [lowered[n] for n in get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
-    hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
+    near = nearest(name, known)
+    hint = f" Nearest: {', '.join(near)}." if near else ""
     return UsageError(f"there is no {kind} {name!r}.{hint} All: {more}")
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """Up to three of the `known` names that a mistyped `name` may stand for, the most similar first.
+
+    `cutoff` is how similar they must be, from 0 to 1.
+    """
+    lowered = {n.lower(): n for n in known}
+    return [lowered[n] for n in get_close_matches(name.lower(), lowered, n=3, cutoff=cutoff)]

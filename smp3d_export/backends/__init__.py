@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from smp3d_export.backends.exporter import Exported as Exported
@@ -158,7 +157,10 @@ ROWS = (
     ),
 )
 
-BACKENDS: Mapping[str, Backend] = MappingProxyType({row.name: row for row in ROWS})
+
+def names() -> list[str]:
+    """The targets, in the order of the table."""
+    return [row.name for row in ROWS]
 
 
 def find(name: str) -> Backend:
@@ -167,9 +169,10 @@ def find(name: str) -> Backend:
     Raises:
         UsageError: there is no such target.
     """
-    if name not in BACKENDS:
-        raise unknown("target", name, BACKENDS, ", ".join(BACKENDS))
-    return BACKENDS[name]
+    for row in ROWS:
+        if row.name == name:
+            return row
+    raise unknown("target", name, names(), ", ".join(names()))
 
 
 def ready(name: str, precision: Precision = Precision.FP32, device: str = "cpu") -> Exporter:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from smp3d_export import backends
 from smp3d_export.architectures import ARCHITECTURES, ArchitectureSpec
-from smp3d_export.backends import BACKENDS
 from smp3d_export.encoders import ENCODERS, EncoderSpec
 from smp3d_export.encoders.spec import STAGES
 from smp3d_export.errors import UsageError, unknown
@@ -151,5 +151,5 @@ def written(value: Any) -> str:
 KINDS: Mapping[str, tuple[Callable[[], list[Row]], Callable[[list[Row], Console], None]]] = {
     "architectures": (architectures, show_architectures),
     "encoders": (encoders, show_encoders),
-    "targets": (lambda: [{"name": name} for name in BACKENDS], show_targets),
+    "targets": (lambda: [{"name": name} for name in backends.names()], show_targets),
 }

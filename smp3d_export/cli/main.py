@@ -2,116 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import json
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 from smp3d_export import __version__, backends
 from smp3d_export.architectures import architecture_spec
 from smp3d_export.cli import options, parsing
+from smp3d_export.cli.group import SETTINGS, Job, Jobs, MainJob
+from smp3d_export.cli.help import MAIN
+from smp3d_export.cli.outcome import deliver, reporting
 from smp3d_export.device import checked
 from smp3d_export.encoders import encoder_spec
-from smp3d_export.errors import Smp3dExportError, UsageError
+from smp3d_export.errors import UsageError
 from smp3d_export.progress import Reporter
-from smp3d_export.report import Destination, Failure, Result
 from smp3d_export.runtime.calibration import Calibration
 from smp3d_export.sources.named import NamedNetwork
 from smp3d_export.sources.onnx import OnnxSource
 from smp3d_export.sources.request import Request, Source, optimise_named
 from smp3d_export.sources.saved import SavedModel
 
-MAIN = "export"
-# What a device may do without, as long as it does nothing that needs it; pip and Python have one name for each.
-INSTALLED = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "safetensors", "huggingface_hub")
-EXIT_UNAVAILABLE = 3
-EXIT_INTERRUPTED = 130
-
-
-class MainJob(TyperGroup):
-    """A group whose main job takes no word: `smp3d-export ARCH ENCODER` is `smp3d-export export ARCH ENCODER`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = {name for param in self.params for name in (*param.opts, "--help")}
-        if args and args[0] not in self.commands and args[0].partition("=")[0] not in own:
-            args = [MAIN, *args]
-        return super().parse_args(ctx, args)
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        main = self.commands[MAIN]
-        with main.make_context(ctx.info_name, [], resilient_parsing=True) as context:
-            main.format_help(context, formatter)
-
-
-app = typer.Typer(cls=MainJob, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(cls=Jobs, context_settings=SETTINGS, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def main() -> None:
     """The console script."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary folders are removed
     app()
-
-
-def reporting(job: Callable[..., None]) -> Callable[..., None]:
-    """Turn an error into its one line on stderr (JSON on stdout where `as_json` asks for that) and its exit code."""
-
-    @functools.wraps(job)
-    def run(*args: Any, **kwargs: Any) -> None:
-        debug = kwargs["debug"]
-        try:
-            job(*args, **kwargs)
-        except typer.Exit:
-            raise
-        except KeyboardInterrupt:
-            fail("interrupted; nothing unfinished was left", EXIT_INTERRUPTED, kwargs)
-        except Smp3dExportError as error:
-            if debug:
-                traceback.print_exc()
-            fail(str(error), error.exit_code, kwargs)
-        except Exception as error:  # noqa: BLE001  the last resort, so that no traceback reaches a user
-            if debug:
-                traceback.print_exc()
-            if isinstance(error, ModuleNotFoundError) and error.name in INSTALLED:
-                fail(f"{error.name} is not installed here: pip install {error.name}", EXIT_UNAVAILABLE, kwargs)
-            text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            fail(f"this is a bug in smp3d-export; please report it with the output of --debug: {text}", 1, kwargs)
-
-    return run
-
-
-def fail(message: str, code: int, given: dict[str, Any]) -> NoReturn:
-    failure = Failure(message, code)
-    if given.get("as_json"):
-        Destination("json", None).write(failure)
-    with contextlib.suppress(UsageError):  # a report that cannot be written may be the error itself
-        for destination in parsing.reports(given.get("report")):
-            destination.write(failure)
-    console = Console(stderr=True, soft_wrap=True)
-    console.print("[bold red]error:[/] ", end="")
-    console.print(message, markup=False, highlight=False)
-    raise typer.Exit(code)
-
-
-def deliver(result: Result, reports: Sequence[Destination], as_json: bool, show: Callable[[Console], None]) -> NoReturn:
-    """Write the reports, print the result as a table or as JSON, and exit with its code."""
-    for destination in reports:
-        destination.write(result)
-    if as_json:
-        Destination("json", None).write(result)
-    else:
-        Console(stderr=True).print()
-        show(Console())
-    raise typer.Exit(result.exit_code)
 
 
 def print_version(value: bool) -> None:
@@ -122,36 +47,9 @@ def print_version(value: bool) -> None:
 
 @app.callback()
 def group(
-    version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", callback=print_version, is_eager=True)] = False,
 ) -> None:
     """Export 3D segmentation networks."""
-
-
-EPILOG = """
-[bold]Other jobs[/], each with --help; there are --version and --install-completion too
-
-smp3d-export from DIR|FILE.onnx: export what save_pretrained wrote, or make more of an exported ONNX file
-
-smp3d-export verify DIR: prove an artifact again, on the machine it is for
-
-smp3d-export bench DIR...: time artifacts side by side
-
-smp3d-export list: the architectures, encoders and targets there are
-
-smp3d-export doctor: what this machine can export to
-
-[bold]Examples[/]
-
-smp3d-export unet resnet34 --shape 1,1,128,128,64
-
-smp3d-export unet efficientnet-b0 --checkpoint best.ckpt --sample scan.nii.gz --normalize zscore
-
-smp3d-export unet resnet50 --strides 2,2,2/2,2,1/2,2,2/2,2,1/2,2,2 --shape 1,1,128,128,32 --classes 3
-
-smp3d-export unet resnet34 --checkpoint best.pth --to openvino,trt-rtx --precision fp16 --gpu 8.6,8.9
-
-smp3d-export unet resnet34 --checkpoint best.pth --to openvino --precision int8 --calibration volumes/
-"""
 
 
 def exporting(source: Callable[..., Source]) -> Callable[..., None]:
@@ -227,7 +125,7 @@ def run_export(
     deliver(result, reports, as_json, lambda out: console.show(result, out))
 
 
-@app.command(MAIN, hidden=True, epilog=EPILOG, no_args_is_help=True)
+@app.command(MAIN, cls=MainJob, hidden=True)
 @reporting
 @exporting
 def export(
@@ -247,9 +145,9 @@ def export(
     aux_params: options.AuxParams = None,
     arg: options.Arg = None,
 ) -> NamedNetwork:
-    """Export a 3D segmentation network, prove it equal to eager PyTorch, and measure it.
+    """Export a 3D segmentation network, prove it equal to eager PyTorch, and time it.
 
-    The artifact is a folder with the model, a manifest and a golden input. All volume axes and the batch are dynamic.
+    The artifact is a folder with the model, a manifest and a golden input. The batch and all volume axes are dynamic.
     """
     named = {
         "encoder_name": encoder_spec(encoder).name,
@@ -274,15 +172,18 @@ def export(
     )
 
 
-@app.command("from", no_args_is_help=True)
+@app.command("from", cls=Job)
 @reporting
 @exporting
 def export_saved(source: options.Saved, revision: options.Revision = None, seed: options.Seed = 0) -> Source:
-    """Export a model that save_pretrained wrote, with the shapes that are stored with it unless others are given.
+    """Export a saved model, or make more artifacts from an ONNX file.
 
-    From an ONNX file that an export wrote, it makes further artifacts, without PyTorch.
+    A model that save_pretrained wrote is exported for the shapes saved with it, unless you give others. An ONNX file
+    that an export wrote is turned into other targets' artifacts, without PyTorch.
 
-    Examples: smp3d-export from runs/best --to onnx, smp3d-export from unet-resnet34/model.onnx --to trt-rtx
+    Examples:
+      smp3d-export from runs/best --to onnx
+      smp3d-export from unet-resnet34/model.onnx --to trt-rtx
     """
     if source.lower().endswith(".onnx"):
         if revision is not None:
@@ -291,42 +192,26 @@ def export_saved(source: options.Saved, revision: options.Revision = None, seed:
     return SavedModel(source=source, revision=revision, seed=seed)
 
 
-@app.command("list")
-@reporting
-def list_names(
-    what: options.What = "encoders",
-    family: options.Family = None,
-    as_json: options.AsJson = False,
-    debug: options.Debug = False,
-) -> None:
-    """List the architectures, encoders or targets there are.
-
-    Example: smp3d-export list encoders --family resnet
-    """
-    from smp3d_export.cli import listing
-
-    rows = listing.rows(what, family)
-    if as_json:
-        print(json.dumps(rows, indent=2))
-    else:
-        listing.show(what, rows, Console())
-
-
-@app.command(no_args_is_help=True)
+@app.command(cls=Job)
 @reporting
 def verify(
     folder: options.Artifact,
-    device: options.Device = "cpu",
+    device: options.RunDevice = "cpu",
     threads: options.Threads = None,
     report: options.Reports = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Prove an artifact on this machine: the hashes of its files, then its golden input through it.
+    """Prove an artifact again on this machine.
 
-    Exit codes: 2 if a file is not what the manifest says, 3 if it cannot run here, 5 if its outputs differ.
+    The hashes of its files are checked against its manifest. Then it runs on its golden input, and its outputs are
+    compared with the golden outputs.
 
-    Example: smp3d-export verify unet-resnet34
+    Exit codes: 2 if a file is not what the manifest says, 3 if the artifact cannot run on this machine, 5 if its
+    outputs differ.
+
+    Example:
+      smp3d-export verify unet-resnet34
     """
     from smp3d_export.report import console
     from smp3d_export.validators import verify as job
@@ -337,22 +222,25 @@ def verify(
     deliver(result, reports, as_json, lambda out: console.show(result, out, speed=False))
 
 
-@app.command(no_args_is_help=True)
+@app.command(cls=Job)
 @reporting
 def bench(
     artifacts: options.Artifacts,
     against: options.Against = "eager",
     shape: options.BenchShapes = None,
     seconds: options.Seconds = 15.0,
-    device: options.Device = "cpu",
+    device: options.RunDevice = "cpu",
     threads: options.Threads = None,
     report: options.Reports = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Time artifacts side by side, in alternating rounds, at several shapes.
+    """Time artifacts side by side.
 
-    Example: smp3d-export bench unet-resnet34/onnx unet-resnet34/openvino --shape 1,1,128,128,64
+    They run in alternating rounds in one process, at several shapes.
+
+    Example:
+      smp3d-export bench unet-resnet34/onnx unet-resnet34/openvino
     """
     from smp3d_export.report import timings
     from smp3d_export.validators import bench as job
@@ -371,10 +259,33 @@ def bench(
     deliver(result, reports, as_json, lambda out: timings.show(result, out))
 
 
-@app.command()
+@app.command("list", cls=Job)
+@reporting
+def list_names(
+    what: options.What = "encoders",
+    family: options.Family = None,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """List the architectures, encoders or targets.
+
+    Examples:
+      smp3d-export list targets
+      smp3d-export list encoders --family resnet
+    """
+    from smp3d_export.cli import listing
+
+    rows = listing.rows(what, family)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        listing.show(what, rows, Console())
+
+
+@app.command(cls=Job)
 @reporting
 def doctor(as_json: options.AsJson = False, debug: options.Debug = False) -> None:
-    """Show what can be exported to on this machine, and what each part needs that is missing."""
+    """Show what this machine can export, and how to get the rest."""
     from smp3d_export.cli import doctor as job
 
     findings = job.examine()

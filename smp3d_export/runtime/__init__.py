@@ -25,7 +25,7 @@ def load(folder: str | Path, *, threads: int | None = None, device: str = "cpu")
     """
     folder = Path(folder)
     content = manifest.read(folder)
-    if content.target not in backends.BACKENDS:
+    if content.target not in backends.names():
         raise UsageError(f"{str(folder)!r} is for the target {content.target!r}, which this version cannot run")
     row = backends.find(content.target)
     return row.runner()(Artifact(row, folder, content, threads, device))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ ARCH, ENCODER, *REST = SMALL
     ("arguments", "says"),
     [
         (["unet", "resnet35"], "there is no encoder 'resnet35'. Nearest: resnet"),
-        (["unett", "resnet18"], "there is no architecture 'unett'. Nearest: Unet"),
+        (["unett", "resnet18"], "there is no architecture or job 'unett'. Nearest architecture: Unet"),
         ([*SMALL, "--to", "onxx"], "there is no target 'onxx'. Nearest: onnx"),
         (
             ["unet", "resnet34", "--shape", "1,1,100,128,64"],
@@ -55,7 +54,7 @@ ARCH, ENCODER, *REST = SMALL
         ),
         (
             [*SMALL, "--optimise", "cpu", "--to", "onnx,trt-rtx"],
-            "--optimise cpu is for processors, not for trt-rtx: use on, or auto",
+            "--optimise cpu is for CPUs, not for trt-rtx: use on, or auto",
         ),
         ([*SMALL, "--opset", "17"], "--opset is 17; it must be 18 to"),
         ([*SMALL, "--normalize", "1"], "--normalize is '1'; it takes MEAN,STD"),
@@ -91,22 +90,6 @@ def test_errors_are_json_for_scripts(cli) -> None:
     assert result.exit_code == 2
     assert json.loads(result.stdout)["exit_code"] == 2
     assert "resnet35" in json.loads(result.stdout)["error"]
-
-
-def test_help_shows_the_main_job_and_the_others(cli) -> None:
-    for result in (cli("--help"), cli()):
-        for text in (
-            "--shape",
-            "--checkpoint",
-            "--arg",
-            "Examples",
-            "smp3d-export from DIR",
-            "smp3d-export list",
-            "doctor",
-        ):
-            assert text in result.output
-    assert "--shape" in cli("from", "--help").output
-    assert "--family" in cli("list", "--help").output
 
 
 @pytest.mark.parametrize(
@@ -183,15 +166,5 @@ def test_doctor_has_a_reason_for_what_is_not_ready(cli) -> None:
     assert "onnxruntime" in cli("doctor").stdout
 
 
-def test_version_and_completion(cli) -> None:
+def test_version(cli) -> None:
     assert cli("--version").stdout.startswith("smp3d-export 0.")
-    words = {"COMP_WORDS": "smp3d-export unet resnet1", "COMP_CWORD": "2"}
-    script = "import sys; sys.argv[0] = 'smp3d-export'; from smp3d_export.cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script],
-        env={**os.environ, "_SMP3D_EXPORT_COMPLETE": "complete_bash", **words},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.split() == ["resnet18", "resnet101", "resnet152"]

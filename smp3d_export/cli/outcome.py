@@ -1,0 +1,74 @@
+"""How a job ends: its reports written, its table or one line of error printed, an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from smp3d_export.cli import parsing
+from smp3d_export.errors import Smp3dExportError, UsageError
+from smp3d_export.report import Destination, Failure, Result
+
+# What a device may do without, as long as it does nothing that needs it; pip and Python have one name for each.
+INSTALLED = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "safetensors", "huggingface_hub")
+EXIT_UNAVAILABLE = 3
+EXIT_INTERRUPTED = 130
+
+
+def reporting(job: Callable[..., None]) -> Callable[..., None]:
+    """Turn an error into its one line on stderr (JSON on stdout where `as_json` asks for that) and its exit code."""
+
+    @functools.wraps(job)
+    def run(*args: Any, **kwargs: Any) -> None:
+        debug = kwargs["debug"]
+        try:
+            job(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            fail("interrupted; nothing unfinished was left", EXIT_INTERRUPTED, kwargs)
+        except Smp3dExportError as error:
+            if debug:
+                traceback.print_exc()
+            fail(str(error), error.exit_code, kwargs)
+        except Exception as error:  # noqa: BLE001  the last resort, so that no traceback reaches a user
+            if debug:
+                traceback.print_exc()
+            if isinstance(error, ModuleNotFoundError) and error.name in INSTALLED:
+                fail(f"{error.name} is not installed here: pip install {error.name}", EXIT_UNAVAILABLE, kwargs)
+            text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            fail(f"this is a bug in smp3d-export; please report it with the output of --debug: {text}", 1, kwargs)
+
+    return run
+
+
+def fail(message: str, code: int, given: Mapping[str, Any]) -> NoReturn:
+    """Print an error, write it to the reports that the job was given, and exit."""
+    failure = Failure(message, code)
+    if given.get("as_json"):
+        Destination("json", None).write(failure)
+    with contextlib.suppress(UsageError):  # a report that cannot be written may be the error itself
+        for destination in parsing.reports(given.get("report")):
+            destination.write(failure)
+    console = Console(stderr=True, soft_wrap=True)
+    console.print("[bold red]error:[/] ", end="")
+    console.print(message, markup=False, highlight=False)
+    raise typer.Exit(code)
+
+
+def deliver(result: Result, reports: Sequence[Destination], as_json: bool, show: Callable[[Console], None]) -> NoReturn:
+    """Write the reports, print the result as a table or as JSON, and exit with its code."""
+    for destination in reports:
+        destination.write(result)
+    if as_json:
+        Destination("json", None).write(result)
+    else:
+        Console(stderr=True).print()
+        show(Console())
+    raise typer.Exit(result.exit_code)
