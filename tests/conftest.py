@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,14 @@ from small import SMALL
 from typer.testing import CliRunner, Result
 
 from smp3d_export.cli.main import app
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several test processes a core of its own: the networks' threads would wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw")
+    if worker != "gw" and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture
