@@ -28,9 +28,13 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
     """
     reporter = reporter or Reporter()
     request = request.source.complete(request)
+    request.check_volumes()
     artifact.check_replaceable(request.folder)
     opened = request.source.open(request)
     samples = read_samples(request.samples, request.normalisation, opened.contract)
+    if request.calibration is not None:
+        with reporter.working("reading the calibration volumes"):
+            request.calibration.check(opened.contract)
     introduce(opened, reporter)
     with artifact.staged(request.folder, several=request.several) as staging:
         program = opened.program(request, reporter)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from smp3d_export.arrays import Volume
-from smp3d_export.contract import Shape, ShapeContract
+from smp3d_export.contract import ShapeContract
 from smp3d_export.precision import Precision
 
 OPSET = 20
@@ -28,8 +28,6 @@ class CalibrationData(Protocol):
     def files(self) -> list[Path]: ...
 
     def batches(self, contract: ShapeContract) -> Batches: ...
-
-    def image(self, shape: Shape) -> Volume: ...
 
     def to_dict(self) -> dict[str, Any]: ...
 

@@ -1,8 +1,9 @@
-"""What an artifact is compared on: seeded volumes at the contract's shapes, and the user's samples."""
+"""What an artifact is compared on: volumes at the contract's shapes, and the user's samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 from smp3d_export.arrays import Volume, volume
 from smp3d_export.contract import ShapeContract
 from smp3d_export.hardware import available_memory
-from smp3d_export.runtime.volumes import Normalisation, crop_to, read_volume
+from smp3d_export.runtime.calibration import Calibration
+from smp3d_export.runtime.volumes import Normalisation, check_channels, crop_to, read_volume
 from smp3d_export.sources.request import Opened, Program, Request
 from smp3d_export.validators.parity import Case, Reference
 
@@ -21,26 +23,51 @@ WORKSPACE = 1.5
 
 
 def reference_for(opened: Opened, program: Program, samples: Mapping[str, Volume], request: Request) -> Reference:
-    """The reference with the inputs to compare on: seeded volumes at the contract's shapes, and the user's samples.
-
-    In int8 the volumes at the contract's shapes are taken from the calibration: on others, a network that was trained
-    on such volumes has regions that mean nothing, and values out of every range.
+    """The reference with the inputs to compare on: volumes at the contract's shapes, and the user's samples.
 
     A shape whose activations would not fit into the memory of this machine is not run, and says so.
     """
     contract, calibration = opened.contract, request.calibration
-    make = partial(volume, seed=request.source.seed) if calibration is None else calibration.image
     cases = []
-    for name, shape in contract.parity_shapes().items():
-        need = WORKSPACE * program.activations * prod(shape) / prod(contract.opt)
+    for case in seeded(contract, request.source.seed) if calibration is None else calibrated(contract, calibration):
+        need = WORKSPACE * program.activations * prod(case.shape) / prod(contract.opt)
         free = available_memory()
         skip = None
         if free is not None and need > free:
             skip = f"it takes about {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
-        cases.append(Case(name, shape, partial(make, shape), skip))
+        cases.append(replace(case, skip=skip))
     for name, sample in samples.items():
         cases.append(Case(name, sample.shape, partial(np.copy, sample)))
     return Reference(opened, cases, label_threshold=opened.label_threshold, keep=request.several)
+
+
+def seeded(contract: ShapeContract, seed: int) -> Iterator[Case]:
+    """Smooth volumes with noise at the contract's shapes."""
+    for name, shape in contract.parity_shapes().items():
+        yield Case(name, shape, partial(volume, shape, seed))
+
+
+def calibrated(contract: ShapeContract, calibration: Calibration) -> Iterator[Case]:
+    """Patches of the calibration volumes at the contract's shapes, for int8.
+
+    On other voxels a network that was trained on such volumes has regions that mean nothing, and values out of every
+    range. So a shape that no volume fills proves the shape alone; beside it the values are compared at the shape of the
+    contract that the volumes do fill. Along an axis where they have less than the contract's minimum, they are
+    mirrored, and compared where they are real.
+    """
+    compared = {shape for shape in contract.parity_shapes().values() if calibration.fills(shape)}
+    for name, shape in contract.parity_shapes().items():
+        image = partial(calibration.image, shape)
+        if calibration.fills(shape):
+            yield Case(name, shape, image)
+            continue
+        inside = calibration.real_shape(shape, contract)
+        if inside not in compared:
+            compared.add(inside)
+            real = partial(calibration.image, inside)
+            yield Case(f"real part of the {name}", inside, real, real=calibration.real_part(inside))
+        if inside != shape:
+            yield Case(name, shape, image, made_up="it is larger than every calibration volume")
 
 
 def read_samples(
@@ -53,9 +80,8 @@ def read_samples(
     """
     samples = {}
     for path in paths:
-        sample = read_volume(path)
-        if normalisation is not None:
-            sample = normalisation(sample)
+        sample = read_volume(path, normalisation)
+        check_channels(path, sample.shape, contract.opt[1])
         fitting = crop_to(contract, sample)
         cut = "" if fitting.shape == sample.shape else f" (its centre, of {'×'.join(map(str, sample.shape[2:]))})"
         samples[f"{path.name}{cut}"] = fitting

@@ -1,10 +1,17 @@
-"""Calibration: the volumes that int8 takes its ranges from, as patches of the optimum shape. Imports no torch."""
+"""Calibration: the volumes that int8 takes its ranges from, as patches of the optimum shape. Imports no torch.
+
+Artifacts in int8 are compared on patches of the same volumes at other places, and on real voxels alone: what mirroring
+adds is like nothing that a network was trained on, and its regions there mean nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
+from math import prod
+from operator import ge
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +21,7 @@ from smp3d_export.arrays import Volume
 from smp3d_export.contract import Shape, ShapeContract
 from smp3d_export.errors import UsageError
 from smp3d_export.runtime.formats import SUFFIXES
-from smp3d_export.runtime.volumes import Normalisation, read_volume
+from smp3d_export.runtime.volumes import Normalisation, check_channels, read_volume, volume_shape
 
 PATCHES = 16
 # Of as many places, that with the most to see is compared on: in a corner of air there are no regions.
@@ -43,6 +50,29 @@ class Calibration:
             raise UsageError(f"--calibration {str(self.folder)!r} has no volume in it ({', '.join(SUFFIXES)})")
         return files
 
+    @cached_property
+    def shapes(self) -> Mapping[Path, Shape]:
+        """The shapes (N, C, H, W, D) of the volumes, by their headers.
+
+        Raises:
+            UsageError: there is no such folder, no volume in it, or a file that is no volume.
+        """
+        return {path: volume_shape(path) for path in self.files()}
+
+    def check(self, contract: ShapeContract) -> None:
+        """Read what will be needed once, so that a bad file is found before any work is done.
+
+        The headers of all files tell their channels. Those that patches are taken from are read whole.
+
+        Raises:
+            UsageError: a file cannot be read or normalised, or has other channels or voxels that are not finite.
+        """
+        for path, shape in self.shapes.items():
+            check_channels(path, shape, contract.opt[1])
+        needed = max(self.count, PLACES * contract.max[0])
+        for path in list(self.shapes)[:needed]:
+            read_volume(path, self.normalisation)
+
     def patches(self, contract: ShapeContract) -> Iterator[Volume]:
         """`count` patches (1, C, H, W, D) of the contract's optimum, at seeded random places of every volume.
 
@@ -51,34 +81,59 @@ class Calibration:
         Raises:
             UsageError: a file cannot be read, or has other channels.
         """
-        return self._patches(contract.opt, self.count, self.seed)
+        return self._patches(self.files(), contract.opt, self.count, self.seed)
+
+    def fills(self, shape: Shape) -> bool:
+        """Whether a volume is as large as a shape (N, C, H, W, D) along H, W and D."""
+        return bool(self._filling(shape))
+
+    def real_shape(self, shape: Shape, contract: ShapeContract) -> Shape:
+        """The shape of the contract, up to one that no volume fills, with the most real voxels in it.
+
+        Along an axis where a volume has less than the contract's minimum, that is the minimum.
+        """
+        volume = self.shapes[self._largest(shape)]
+        n, c, *sizes = shape
+        rows = zip(contract.axes[2:], sizes, volume[2:], strict=True)
+        h, w, d = (max(axis.min, min(size, have) // axis.multiple * axis.multiple) for axis, size, have in rows)
+        return n, c, h, w, d
+
+    def real_part(self, shape: Shape) -> tuple[slice, slice, slice]:
+        """Where along H, W and D the voxels of `image(shape)` are real."""
+        have = shape if self.fills(shape) else self.shapes[self._largest(shape)]
+        h, w, d = map(middle, shape[2:], have[2:])
+        return h, w, d
 
     def image(self, shape: Shape) -> Volume:
         """An image of any shape (N, C, H, W, D) to compare on: patches from other places than those of `patches`.
 
+        They are of volumes that fill the shape; if none does, of the one with the most voxels in it, mirrored.
+
         Raises:
             UsageError: a file cannot be read, or has other channels.
         """
-        places = sorted(self._patches(shape, PLACES * shape[0], self.seed + 1), key=np.std)
+        files = self._filling(shape) or [self._largest(shape)]
+        places = sorted(self._patches(files, shape, PLACES * shape[0], self.seed + 1), key=np.std)
         return np.concatenate(places[-shape[0] :])
 
-    def _patches(self, shape: Shape, count: int, seed: int) -> Iterator[Volume]:
+    def _filling(self, shape: Shape) -> list[Path]:
+        """The volumes that are as large as a shape along H, W and D."""
+        return [path for path, have in self.shapes.items() if all(map(ge, have[2:], shape[2:]))]
+
+    def _largest(self, shape: Shape) -> Path:
+        """The volume with the most voxels in a shape."""
+        return max(self.shapes, key=lambda path: prod(map(min, self.shapes[path][2:], shape[2:])))
+
+    def _patches(self, files: Sequence[Path], shape: Shape, count: int, seed: int) -> Iterator[Volume]:
         rng = np.random.default_rng(seed)
-        files = self.files()
         _, channels, *sizes = shape
         # File by file, so that each is read once however many patches are taken from it.
         shares = [len(range(number, count, len(files))) for number in range(len(files))]
         for path, share in zip(files, shares, strict=True):
             if not share:
                 continue
-            volume = read_volume(path)
-            if volume.shape[1] != channels:
-                raise UsageError(
-                    f"{str(path)!r} has {volume.shape[1]} channels, but the network has {channels} input channels"
-                )
-            if self.normalisation is not None:
-                volume = self.normalisation(volume)
-            volume = mirrored(volume, sizes)
+            check_channels(path, self.shapes[path], channels)
+            volume = mirrored(read_volume(path, self.normalisation), sizes)
             for _ in range(share):
                 image = volume[rng.integers(volume.shape[0])][None]
                 for axis, size in enumerate(sizes, start=2):
@@ -122,9 +177,18 @@ class Batches:
             yield np.concatenate([batch[number % len(batch)] for number in range(size)])
 
 
-def mirrored(volume: Volume, sizes: list[int]) -> Volume:
+def middle(size: int, have: int) -> slice:
+    """Where `have` voxels lie along an axis that is mirrored at both ends to `size`."""
+    missing = max(0, size - have)
+    return slice(missing // 2, size - (missing - missing // 2))
+
+
+def mirrored(volume: Volume, sizes: Sequence[int]) -> Volume:
     """A volume (N, C, H, W, D) that has at least the given H, W and D."""
-    missing = [max(0, size - have) for size, have in zip(sizes, volume.shape[2:], strict=True)]
-    if not any(missing):
+    if all(map(ge, volume.shape[2:], sizes)):
         return volume
-    return np.pad(volume, [(0, 0), (0, 0), *((m // 2, m - m // 2) for m in missing)], mode="symmetric")
+    margins = [(0, 0), (0, 0)]
+    for size, have in zip(sizes, volume.shape[2:], strict=True):
+        inside = middle(size, have)
+        margins.append((inside.start, max(0, size - inside.stop)))
+    return np.pad(volume, margins, mode="symmetric")

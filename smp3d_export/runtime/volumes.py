@@ -51,14 +51,14 @@ def volume_shape(path: Path) -> Shape:
     return arranged(path, stored(path).shape)
 
 
-def read_volume(path: Path) -> Volume:
-    """A volume as float32 (N, C, H, W, D); axes that the file lacks, N or N and C, are 1.
+def read_volume(path: Path, normalisation: Normalisation | None = None) -> Volume:
+    """A volume as float32 (N, C, H, W, D), normalised; axes that the file lacks, N or N and C, are 1.
 
     An array is stored as ([N,] [C,] H, W, D). A NIfTI file has its channels last, in its fourth axis (time) or its
     fifth (vectors), as nibabel gives them: (H, W, D, C) or (H, W, D, 1, C).
 
     Raises:
-        UsageError: the file does not exist, cannot be read, or holds no volume of 3 to 5 axes.
+        UsageError: the file does not exist, cannot be read or normalised, or holds no volume of 3 to 5 axes.
     """
     found = stored(path)
     shape = arranged(path, found.shape)
@@ -71,7 +71,12 @@ def read_volume(path: Path) -> Volume:
     volume = np.ascontiguousarray(array.reshape(shape), np.float32)
     if not np.isfinite(volume).all():
         raise UsageError(f"{str(path)!r} has voxels that are not finite numbers")
-    return volume
+    if normalisation is None:
+        return volume
+    try:
+        return normalisation(volume)
+    except UsageError as error:
+        raise UsageError(f"{str(path)!r}: {error}") from None
 
 
 def check_channels(path: Path, shape: Sequence[int], channels: int) -> None:

@@ -17,7 +17,7 @@ from smp3d_export.errors import UsageError
 from smp3d_export.precision import Precision
 from smp3d_export.progress import Reporter
 from smp3d_export.runtime.calibration import Calibration
-from smp3d_export.runtime.volumes import Normalisation
+from smp3d_export.runtime.volumes import Normalisation, check_channels, volume_shape
 from smp3d_export.settings import OPSET, Settings
 
 Sizes = tuple[int, ...]
@@ -176,6 +176,19 @@ class Request:
             gpus=self.gpus,
             device=self.device,
         )
+
+    def check_volumes(self) -> None:
+        """Refuse, by their headers, files that hold no volume, and channels that are not those of `shape`.
+
+        Raises:
+            UsageError: it names the first such file.
+        """
+        shapes = {path: volume_shape(path) for path in self.samples}
+        if self.calibration is not None:
+            shapes |= self.calibration.shapes
+        for path, shape in shapes.items():
+            if self.shape is not None and len(self.shape) > 1:
+                check_channels(path, shape, self.shape[1])
 
     @property
     def several(self) -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from smp3d_export.runtime.calibration import Calibration
 from smp3d_export.sources.named import NamedNetwork
 from smp3d_export.sources.request import Program, Request
 from smp3d_export.validators.cases import reference_for
+from smp3d_export.validators.parity import Case
 
 pytest.importorskip("nncf")
 
@@ -110,9 +112,7 @@ def test_the_golden_input_is_none_of_the_volumes_and_proves_the_artifact_again(
     assert cli("verify", folder).exit_code == 0
 
 
-def test_what_is_compared_is_of_the_volumes_at_places_of_its_own(scans: Path) -> None:
-    contract = ShapeContract.of((2, 1, 32, 24, 16), multiple=(8, 8, 8), min_size=(8, 8, 8))
-    calibration = Calibration(scans)
+def cases_of(contract: ShapeContract, calibration: Calibration) -> dict[str, Case]:
     request = Request(
         source=NamedNetwork(architecture="Unet", encoder="resnet18"),
         precision=Precision.INT8,
@@ -120,12 +120,81 @@ def test_what_is_compared_is_of_the_volumes_at_places_of_its_own(scans: Path) ->
     )
     opened: Any = SimpleNamespace(contract=contract, label_threshold=0.0)
     reference = reference_for(opened, Program(making.manifest("onnx", contract), {}, 0), {}, request)
-    images = {case.name: case.make() for case in reference.cases}
-    assert {name: image.shape for name, image in images.items()} == contract.parity_shapes()
-    scan = np.load(scans / "scan7.npy")
-    assert np.isin(images["minimum"], scan).all() or np.isin(images["minimum"], np.load(scans / "scan8.npy")).all()
+    return {case.name: case for case in reference.cases}
+
+
+def stored(scans: Path) -> list[np.ndarray]:
+    return [np.load(path) for path in sorted(scans.glob("*.npy"))]
+
+
+def is_in(patch: np.ndarray, scan: np.ndarray) -> bool:
+    """Whether a patch (H, W, D) was cut out of a scan, whose values are all different."""
+    found = np.argwhere(scan == patch[0, 0, 0])
+    return any(np.array_equal(scan[tuple(map(slice, at, at + patch.shape))], patch) for at in found)
+
+
+def test_what_is_compared_is_of_the_volumes_at_places_of_its_own(scans: Path) -> None:
+    contract = ShapeContract.of((2, 1, 32, 24, 16), multiple=(8, 8, 8), min_size=(8, 8, 8), max=(2, 1, 48, 40, 32))
+    calibration = Calibration(scans)
+    cases = cases_of(contract, calibration)
+    assert {name: case.shape for name, case in cases.items()} == contract.parity_shapes()
     calibrated = list(calibration.patches(contract))
-    assert not any(np.array_equal(image, patch[0]) for image in images["optimum"] for patch in calibrated)
+    for case in cases.values():
+        images = case.make()
+        assert images.shape == case.shape
+        assert case.made_up is None
+        assert all(any(is_in(image[0], scan) for scan in stored(scans)) for image in images)
+        assert not any(np.array_equal(image, patch[0]) for image in images for patch in calibrated)
+
+
+# Optimum, minimum, maximum and multiples; then what is compared, and what proves its shape alone.
+CONTRACTS = {
+    "a maximum beyond them, in two": (
+        ((1, 1, 32, 24, 16), (1, 1, 8, 8, 8), (2, 1, 64, 48, 32), (8, 8, 8)),
+        {"real part of the maximum": (2, 1, 48, 40, 32)},
+        {"maximum": (2, 1, 64, 48, 32)},
+    ),
+    "an optimum beyond them": (
+        ((1, 1, 64, 40, 16), (1, 1, 16, 8, 16), (1, 1, 64, 40, 16), (16, 8, 16)),
+        {"real part of the optimum": (1, 1, 48, 40, 16)},
+        {"optimum": (1, 1, 64, 40, 16)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_no_value_is_compared_on_voxels_that_are_made_up(scans: Path, name: str) -> None:
+    (opt, low, high, multiple), compared, made_up = CONTRACTS[name]
+    contract = ShapeContract.of(opt, multiple=multiple, min_size=multiple, min=low, max=high)
+    cases = cases_of(contract, Calibration(scans))
+    assert {name: case.shape for name, case in cases.items() if "real part" in name} == compared
+    assert {name: case.shape for name, case in cases.items() if case.made_up is not None} == made_up
+    assert {*contract.parity_shapes()} <= {*cases} | {"maximum"}
+    for case in cases.values():
+        images = case.make()
+        assert images.shape == case.shape
+        if case.made_up is None:
+            assert all(any(is_in(image[0], scan) for scan in stored(scans)) for image in images)
+
+
+def test_volumes_below_the_minimum_are_compared_where_they_are_real(tmp_path: Path) -> None:
+    """Along D they have 11 voxels, and the network takes 16 at the least."""
+    scan = volume((1, 1, 40, 24, 11), 3)[0, 0]
+    np.save(tmp_path / "scan.npy", scan)
+    contract = ShapeContract.of((1, 1, 32, 32, 32), multiple=(16, 16, 16), min_size=(16, 16, 16))
+    cases = cases_of(contract, Calibration(tmp_path))
+    compared = {name: case for name, case in cases.items() if case.made_up is None}
+    assert {name: case.shape for name, case in compared.items()} == {
+        "real part of the optimum": (1, 1, 32, 16, 16),
+        "real part of the minimum": (1, 1, 16, 16, 16),
+        "real part of the maximum": (2, 1, 32, 16, 16),
+    }
+    for case in compared.values():
+        assert case.real is not None
+        for image in case.make():
+            real = image[0][case.real]
+            assert real.shape == (*case.shape[2:4], 11)
+            assert is_in(real, scan)
 
 
 def test_openvino_computes_in_int8(artifact: Make) -> None:
@@ -223,13 +292,41 @@ def test_without_volumes_there_is_no_int8(cli, target: str) -> None:
     assert "--calibration" in result.stderr
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_volumes_with_other_channels_are_refused(cli, target: str) -> None:
+def npy(array: np.ndarray) -> bytes:
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+GOOD = npy(np.random.default_rng(0).random((32, 24, 16), np.float32))
+# A file beside a good one, and what is said of it, before the network is built or before it is captured.
+BAD_VOLUMES = {
+    "other channels": (npy(np.zeros((2, 32, 24, 16))), "bad.npy' has 2 channels, but the network takes 1", True),
+    "channels last": (npy(np.zeros((32, 24, 16, 1))), "its last axis looks like the channels", True),
+    "no volume": (b"nothing", "bad.npy' cannot be read as a volume", True),
+    "two axes": (npy(np.zeros((32, 24))), "bad.npy' holds an array (32, 24)", True),
+    "truncated": (GOOD[:-99], "bad.npy' cannot be read as a volume", False),
+    "not finite": (npy(np.full((32, 24, 16), np.inf)), "bad.npy' has voxels that are not finite numbers", False),
+    "constant": (npy(np.ones((32, 24, 16))), "bad.npy': a volume whose voxels are all equal cannot be z-scored", False),
+}
+
+
+@pytest.mark.parametrize("option", ["--calibration", "--sample"])
+@pytest.mark.parametrize("case", BAD_VOLUMES)
+def test_volumes_are_checked_before_any_work(cli, option: str, case: str) -> None:
+    content, says, before_the_network = BAD_VOLUMES[case]
     Path("scans").mkdir()
-    np.save("scans/two.npy", np.zeros((2, 32, 24, 16), np.float32))
-    result = cli(*SMALL, "--to", target, "--precision", "int8", "--calibration", "scans", "-o", "net")
+    Path("scans/all_good.npy").write_bytes(GOOD)
+    Path("scans/bad.npy").write_bytes(content)
+    given = ["--calibration", "scans"] if option == "--calibration" else ["--sample", "scans/bad.npy"]
+    given += ["--precision", "int8"] if option == "--calibration" else []
+    encoder = ["--encoder-weights", "nowhere.pth"] if before_the_network else []
+    result = cli(*SMALL, *given, *encoder, "--normalize", "zscore", "-o", "net")
     assert result.exit_code == 2
-    assert "two.npy' has 2 channels" in " ".join(result.output.split())
+    output = " ".join(result.output.split())
+    assert says in output
+    assert "capture" not in output
+    assert not Path("net").exists()
 
 
 def test_batches_have_the_optimum_of_a_frozen_contract(scans: Path) -> None:
