@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smp3d_export.contract import written
 from smp3d_export.validators.overlap import Array, Overlap, label_map, overlaps
 from smp3d_export.validators.tolerances import REPEATED, Tolerance
 
@@ -39,6 +40,10 @@ class Case:
     made_up: str | None = None
 
 
+NUMBERS = ("largest", "p999", "range", "relative", "excess")
+"""What of a measurement may be infinite, which JSON does not have."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """How far one output is from the eager one.
@@ -52,6 +57,8 @@ class Measurement:
         labels: the part of the voxels with the same label; None for an output that has no voxels.
         dice: the Dice coefficient of each class between the two label maps; None for an output that has no voxels.
         passed: whether it is within the bounds.
+        missed: the bounds that it misses, in words.
+        excess: the worst error as a multiple of what is allowed, if a bound is missed.
         small: the classes that are judged by voxels, since they have too few for a Dice coefficient.
         problem: what is wrong with the output apart from its values, such as its shape.
         made_up: why the input's voxels are not real, so that it proves the shape alone.
@@ -67,6 +74,8 @@ class Measurement:
     labels: float | None
     dice: tuple[float, ...] | None
     passed: bool
+    missed: tuple[str, ...] = ()
+    excess: float = 0.0
     small: tuple[Overlap, ...] = ()
     problem: str | None = None
     made_up: str | None = None
@@ -77,25 +86,11 @@ class Measurement:
         small = {overlap.label for overlap in self.small}
         return min(((dice, label) for label, dice in enumerate(self.dice or ()) if label not in small), default=None)
 
-    def shortfall(self, bounds: Tolerance) -> str:
+    @property
+    def shortfall(self) -> str:
         """What it fails by, in a line."""
-        where = f"at the {self.case} shape {self.shape}"
-        if self.problem is not None:
-            return f"{self.output} {self.problem} {where}"
-        if bounds.dice is not None and self.worst_class is not None and self.worst_class[0] < bounds.dice:
-            dice, label = self.worst_class
-            return f"class {label} of {self.output} has a Dice of {dice:.4f} with eager's {where}; allowed are {bounds}"
-        worst = max(self.small, key=lambda overlap: overlap.differing, default=None)
-        if worst is not None and not bounds.keeps(worst):
-            return (
-                f"class {worst.label} of {self.output}, which has {worst.expected} voxels in eager's labels and "
-                f"{worst.found} here, differs in {worst.differing} {where}; {bounds.differing} may"
-            )
-        labels = "" if self.labels is None else f" and {self.labels:.4%} of the labels equal"
-        return (
-            f"{self.output} differs from eager by {self.relative:.1e} of its range{labels} {where}; "
-            f"allowed are {bounds}"
-        )
+        what = self.problem or "; ".join(self.missed)
+        return f"{self.output} {what}, on the input {self.case!r} ({written(self.shape)})"
 
 
 @dataclass(frozen=True)
@@ -144,8 +139,7 @@ class Parity:
         failed = [m for m in self.measurements if not m.passed]
         if not failed:
             return "nothing could be compared"
-        worst = max(failed, key=lambda m: (m.problem is not None, -(m.worst_class or (1, 0))[0], m.relative))
-        return worst.shortfall(self.tolerance)
+        return max(failed, key=lambda m: (m.problem is not None, m.excess)).shortfall
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -155,10 +149,7 @@ class Parity:
             "labels": self.labels,
             "dice": self.dice,
             "tolerance": asdict(self.tolerance),
-            "cases": [
-                asdict(m) | {name: finite(getattr(m, name)) for name in ("largest", "p999", "range", "relative")}
-                for m in self.measurements
-            ],
+            "cases": [asdict(m) | {name: finite(getattr(m, name)) for name in NUMBERS} for m in self.measurements],
             "not_run": [{"case": case, "reason": reason} for case, reason in self.not_run],
         }
 
@@ -215,7 +206,7 @@ def compare(
 def by_shape(result: Measurement, made_up: str, repeated: Measurement) -> Measurement:
     """What an input that was made up proves: the output has its shape and is finite, and comes out `repeated`."""
     problem = None if repeated.passed else f"differs by {repeated.relative:.1e} of its range when it is run again"
-    return replace(result, made_up=made_up, problem=problem, passed=problem is None, small=())
+    return replace(result, made_up=made_up, problem=problem, passed=problem is None, missed=(), excess=0.0, small=())
 
 
 def measure(
@@ -225,8 +216,9 @@ def measure(
     problem = fault(eager, found)
     if found is None or problem is not None:
         worst = float("inf")
+        labels, dice = (0.0, (0.0,)) if eager.ndim > 2 else (None, None)  # none of them is known to be equal
         return Measurement(
-            *(case.name, case.shape, name, worst, worst, float(np.ptp(eager)), worst, None, None),
+            *(case.name, case.shape, name, worst, worst, float(np.ptp(eager)), worst, labels, dice),
             passed=False,
             problem=problem,
             made_up=case.made_up,
@@ -244,6 +236,7 @@ def measure(
         ours, theirs = (label_map(array, label_threshold) for array in (found, eager))
         labels = float((ours == theirs).mean())
         classes = overlaps(ours, theirs, max(2, eager.shape[1]) if eager.ndim == 5 else None)
+    missed = tolerance.missed(relative, labels, classes)
     return Measurement(
         case=case.name,
         shape=case.shape,
@@ -254,7 +247,9 @@ def measure(
         relative=relative,
         labels=labels,
         dice=tuple(overlap.dice for overlap in classes) or None,
-        passed=tolerance.admits(relative, labels, classes),
+        passed=not missed,
+        missed=tuple(text for _, text in missed),
+        excess=max((excess for excess, _ in missed), default=0.0),
         small=tuple(filter(tolerance.is_small, classes)),
     )
 
@@ -264,10 +259,10 @@ def fault(eager: Array, found: Array | None) -> str | None:
     if found is None:
         return "is missing"
     if found.shape != eager.shape:
-        return f"has the shape {found.shape} instead of {eager.shape}"
+        return f"has the shape {written(found.shape)}, not {written(eager.shape)}"
     if not np.isfinite(eager).all():
-        return "is not finite in eager"
-    return None if np.isfinite(found).all() else "is not finite"
+        return "has values that are not finite in eager PyTorch itself"
+    return None if np.isfinite(found).all() else "has values that are not finite"
 
 
 def part(output: Array, case: Case) -> Array:

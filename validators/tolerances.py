@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,19 +36,31 @@ class Tolerance:
         """Whether a class is judged by voxels."""
         return overlap.size < self.small
 
-    def keeps(self, overlap: Overlap) -> bool:
-        """Whether a class is within the bounds."""
-        if self.dice is None:
-            return True
-        return overlap.differing <= self.differing if self.is_small(overlap) else overlap.dice >= self.dice
+    def missed(self, relative: float, labels: float | None, classes: Sequence[Overlap]) -> list[tuple[float, str]]:
+        """The bounds that a measurement misses, the worst first: how many times what is allowed, and in words.
 
-    def admits(self, relative: float, labels: float | None, classes: Sequence[Overlap]) -> bool:
-        """Whether a measurement is within the bounds; an output without voxels has neither labels nor classes."""
-        return (
-            (self.relative is None or relative <= self.relative)
-            and (self.labels is None or labels is None or labels >= self.labels)
-            and all(map(self.keeps, classes))
-        )
+        An output without voxels has neither labels nor classes.
+        """
+        found = []
+        if self.relative is not None and not relative <= self.relative:
+            text = f"differs from eager by {relative:.1e} of its range, more than {self.relative:.0e}"
+            found.append((relative / self.relative, text))
+        if self.labels is not None and labels is not None and labels < self.labels:
+            text = f"agrees with eager in {percent(labels)} of the labels, fewer than {percent(self.labels)}"
+            found.append(((1 - labels) / (1 - self.labels), text))
+        least = 0.0 if self.dice is None else self.dice
+        for overlap in classes if self.dice is not None else ():
+            if self.is_small(overlap):
+                if overlap.differing > self.differing:
+                    text = (
+                        f"differs in {overlap.differing} voxels of class {overlap.label}, which has {overlap.expected} "
+                        f"voxels in eager's labels and {overlap.found} here; {self.differing} may differ"
+                    )
+                    found.append((overlap.differing / max(1, self.differing), text))
+            elif overlap.dice < least:
+                text = f"has a Dice of {rounded_down(overlap.dice):g} in class {overlap.label}, less than {least:g}"
+                found.append(((1 - overlap.dice) / (1 - least), text))
+        return sorted(found, reverse=True)
 
     def __str__(self) -> str:
         bounds = []
@@ -58,6 +71,16 @@ class Tolerance:
         if self.dice is not None:
             bounds.append(f"a Dice of {self.dice:g}")
         return " and ".join(bounds)
+
+
+def rounded_down(part: float) -> float:
+    """A part of a whole to four decimals, never rounded up to a bound that it misses."""
+    return math.floor(part * 1e4 + 1e-6) / 1e4
+
+
+def percent(part: float) -> str:
+    """A part of a whole in percent, never rounded up to all of it."""
+    return f"{math.floor(part * 1e6 + 1e-4) / 1e4:g} %"
 
 
 LOW = "a product of the low precision has 8 or 11 bits; what is lost adds up over a hundred layers, most at borders"

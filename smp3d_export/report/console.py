@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from smp3d_export.validators.parity import Parity
 from smp3d_export.validators.throughput import Ratio
+from smp3d_export.validators.tolerances import percent, rounded_down
 from smp3d_export.validators.verdict import Report, Verdict
 
 NOT_RUN = "not run"
@@ -51,7 +51,7 @@ def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
         yield f"{target}: {NOT_RUN}, for {verdict.not_run}", "yellow"
     if parity is not None and parity.of == "graph" and parity.measurements:
         agrees = "agrees" if parity.passed else "does not agree"
-        error = f"largest error {agreement(parity)}, labels {percent(parity.labels)}"
+        error = f"largest error {agreement(parity)}, labels {labels(parity)}"
         yield f"{target}: its ONNX graph {agrees} in ONNX Runtime: {error}", "green" if parity.passed else "red"
     for case, reason in parity.not_run if parity is not None and verdict.not_run is None else ():
         yield f"{target}: parity at the {case} shape: {NOT_RUN}, for {reason}", "yellow"
@@ -91,7 +91,7 @@ def row(verdict: Verdict) -> tuple[str, ...]:
     if parity is None or parity.of == "graph" or not parity.measurements:
         cells += [NOT_RUN, NOT_RUN]
     else:
-        cells += [f"[{'green' if parity.passed else 'red'}]{agreement(parity)}[/]", percent(parity.labels)]
+        cells += [f"[{'green' if parity.passed else 'red'}]{agreement(parity)}[/]", labels(parity)]
     if throughput is None:
         return (*cells, NOT_RUN, NOT_RUN, NOT_RUN)
     speed, colour = speedup(throughput.ratios[throughput.against])
@@ -106,20 +106,18 @@ def agreement(parity: Parity) -> str:
         return f"{parity.relative:.0e} of {bounds.relative:.0e}"
     if bounds.dice is None:
         return f"{parity.relative:.0e}"
-    return "by voxels" if parity.dice is None else f"Dice {parity.dice:.4f} of {bounds.dice}"
+    return "by voxels" if parity.dice is None else f"Dice {rounded_down(parity.dice):.4f} of {bounds.dice}"
+
+
+def labels(parity: Parity) -> str:
+    """The part of the voxels whose label is the same, at worst."""
+    return "–" if parity.labels is None else percent(parity.labels)
 
 
 def speedup(ratio: Ratio) -> tuple[str, str]:
     """A ratio with its interval, and its colour."""
     low, high = ratio.interval
     return f"{ratio.speedup:.3g}× {low:.3g}–{high:.3g}", "green" if ratio.speedup >= 1 else "red"
-
-
-def percent(part: float | None) -> str:
-    """Never rounded up to all of them."""
-    if part is None:
-        return "–"
-    return f"{math.floor(part * 1e6) / 1e4:g} %"
 
 
 def milliseconds(seconds: float) -> str:
