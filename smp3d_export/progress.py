@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 
 @dataclass
@@ -75,9 +77,13 @@ class Reporter:
 
     def _line(self, sign: str, colour: str, stage: Stage, seconds: float) -> None:
         assert self.console is not None
-        self.console.print(
-            f"  [{colour}]{sign}[/] {stage.name:<11} {escape(stage.detail):<52} {seconds:6.1f} s", highlight=False
-        )
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=3, justify="right")
+        line.add_column(width=11)
+        line.add_column(width=52)
+        line.add_column(width=8, justify="right")
+        line.add_row(Text(sign, colour), stage.name, Text(stage.detail), f"{seconds:.1f} s")
+        self.console.print(line)
 
 
 def megabytes(size: int) -> str:

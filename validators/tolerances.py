@@ -80,7 +80,7 @@ def rounded_down(part: float) -> float:
 
 def percent(part: float) -> str:
     """A part of a whole in percent, never rounded up to all of it."""
-    return f"{math.floor(part * 1e6 + 1e-4) / 1e4:g} %"
+    return f"{math.floor(part * 1e4 + 1e-6) / 1e2:g} %"
 
 
 LOW = "a product of the low precision has 8 or 11 bits; what is lost adds up over a hundred layers, most at borders"

@@ -122,7 +122,7 @@ def run_export(
         from smp3d_export.report import console
 
     result = run(request, reporter)
-    deliver(result, reports, as_json, lambda out: console.show(result, out))
+    deliver(result, reports, as_json, lambda out: console.show(result, out, speed=request.bench))
 
 
 @app.command(MAIN, cls=MainJob, hidden=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from smp3d_export.validators.parity import Parity
 from smp3d_export.validators.throughput import Ratio
@@ -16,7 +17,10 @@ NOT_RUN = "not run"
 
 
 def show(report: Report, console: Console, *, speed: bool = True) -> None:
-    """Print the verdict table, what was not run, what failed, and where the artifacts are; `speed` with throughput."""
+    """Print the verdict table, what was not run, what failed, and where the artifacts are.
+
+    `speed` says whether speed was asked for, and so has its columns.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("  target")
     table.add_column("precision")
@@ -32,29 +36,38 @@ def show(report: Report, console: Console, *, speed: bool = True) -> None:
     console.print(table)
     for verdict in report.verdicts:
         for line, colour in remarks(verdict):
-            console.print(f"  {line}", style=colour, markup=False, highlight=False)
+            remark(console, line, colour)
     measured = next((verdict.throughput for verdict in report.verdicts if verdict.throughput), None)
     if measured is not None and (measured.cores or 0) > measured.threads:
-        note = f"measured on {measured.threads} of {measured.cores} cores: --threads {measured.cores} uses all"
-        console.print(f"  {note}", style="dim", highlight=False)
-    for verdict in report.verdicts:
-        if verdict.folder is not None:
-            console.print(
-                f"\n{verdict.folder}/: {', '.join(verdict.files)}", markup=False, highlight=False, soft_wrap=True
-            )
+        remark(
+            console,
+            f"timed on {measured.threads} of {measured.cores} cores; --threads {measured.cores} uses all",
+            "dim",
+        )
+    folders = [f"{verdict.folder}/: {', '.join(verdict.files)}" for verdict in report.verdicts if verdict.folder]
+    if folders:
+        console.print("\n" + "\n".join(folders), markup=False, highlight=False, soft_wrap=True)
+
+
+def remark(console: Console, text: str, style: str) -> None:
+    """A remark under the table, whose further lines are indented more."""
+    grid = Table.grid()
+    grid.add_row("  ", Text(text, style=style))
+    console.print(grid)
 
 
 def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
     """What there is to say of a verdict beside its row, and in which colour."""
     parity, target = verdict.parity, verdict.target
     if verdict.not_run is not None and verdict.error is None:
-        yield f"{target}: {NOT_RUN}, for {verdict.not_run}", "yellow"
+        yield f"{target}: {NOT_RUN}: {verdict.not_run}", "yellow"
     if parity is not None and parity.of == "graph" and parity.measurements:
         agrees = "agrees" if parity.passed else "does not agree"
         error = f"largest error {agreement(parity)}, labels {labels(parity)}"
-        yield f"{target}: its ONNX graph {agrees} in ONNX Runtime: {error}", "green" if parity.passed else "red"
+        colour = "green" if parity.passed else "red"
+        yield f"{target}: the ONNX graph it was made from {agrees} with eager: {error}", colour
     for case, reason in parity.not_run if parity is not None and verdict.not_run is None else ():
-        yield f"{target}: parity at the {case} shape: {NOT_RUN}, for {reason}", "yellow"
+        yield f"{target}: parity at the {case} shape {NOT_RUN}: {reason}", "yellow"
     for line in judged_otherwise(parity) if parity is not None else ():
         yield f"{target}: {line}", ""
     if verdict.throughput is not None:
@@ -62,7 +75,7 @@ def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
             yield f"{target}: slower than {verdict.throughput.against}", "red"
         for name, timing in list(verdict.throughput.baselines.items())[1:]:
             speed, _ = speedup(verdict.throughput.ratios[name])
-            yield f"{target}: {name} takes {milliseconds(timing.p50)}: {speed}", ""
+            yield f"{target}: {speed} against {name}, {milliseconds(timing.p50)}", ""
     if verdict.error is not None:
         yield f"✗ {target}: {verdict.error}", "red"
 
@@ -121,4 +134,7 @@ def speedup(ratio: Ratio) -> tuple[str, str]:
 
 
 def milliseconds(seconds: float) -> str:
+    """A time with three digits or so: in seconds from 10 s up."""
+    if seconds >= 10:
+        return f"{seconds:.1f} s"
     return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.1f} ms"
