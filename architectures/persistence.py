@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +21,7 @@ from smp3d_export.architectures.deviation import deviation
 from smp3d_export.contract import ShapeContract
 from smp3d_export.encoders.published import convert_2d_weights_to_3d, shapes
 from smp3d_export.errors import CheckpointError, UsageError
-from smp3d_export.tensors import differences, first_line, read_tensors
+from smp3d_export.weights.tensors import differences, first_line, read_tensors
 
 if TYPE_CHECKING:
     from smp3d_export.architectures.base import SegmentationModel
@@ -144,7 +144,7 @@ def save(folder: Path, model: nn.Module, arguments: dict[str, Any], contract: Sh
     write(folder, config, {name: t.clone() if users[t.data_ptr()] > 1 else t for name, t in tensors.items()})
 
 
-def build(cls: type[Model], arguments: Mapping[str, Any]) -> Model:
+def build(cls: Callable[..., Model], arguments: Mapping[str, Any]) -> Model:
     """A model whose weights will be replaced, so that none are drawn: it is on the device `meta`.
 
     It is on a real device if it computes tensors that no state dict holds.

@@ -15,7 +15,8 @@ from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import EncoderSpec
 from smp3d_export.encoders.weights import PublishedWeights, no_weights, published_weights
 from smp3d_export.errors import CheckpointError, UsageError
-from smp3d_export.tensors import bare, differences, first_line, read_tensors, state_dict_in
+from smp3d_export.weights.sets import primary, weight_sets
+from smp3d_export.weights.tensors import differences, few, first_line, read_tensors, usable
 
 FILE = "model.safetensors"
 
@@ -98,24 +99,44 @@ def fetch(what: str, published: PublishedWeights) -> Path:
 def encoder_tensors(path: Path, spec: EncoderSpec, expected: Mapping[str, Any]) -> dict[str, Tensor]:
     """The encoder's tensors in float32, without the classifier, under the `expected` names (older spellings renamed).
 
-    From the checkpoint of a whole segmentation network it takes what is under `encoder`.
+    They may be on any level of the file and behind any prefix, as in a checkpoint of a segmentation network. Of several
+    sets they are the one that is not by its name an average (`ema`, `swa`).
 
     Raises:
-        CheckpointError: the file cannot be read, or two of its keys name the same tensor.
+        CheckpointError: the file cannot be read, holds no such tensors or several sets of them, or one of them twice or
+            not finite.
     """
-    content = state_dict_in(read_tensors(path), path)
-    named = [(key if key in expected else bare(key), value) for key, value in content.items()]
-    inner = [(key.removeprefix("encoder."), value) for key, value in named if key.startswith("encoder.")]
-    tensors: dict[str, Tensor] = {}
-    for key, value in inner or named:
-        if key.startswith(spec.classifier) or not isinstance(value, Tensor):
+    sets = weight_sets(read_tensors(path), {name.partition(".")[0] for name in expected})
+    if not sets:
+        raise CheckpointError(f"{str(path)!r} holds no weights of {spec.name}, which are called {few(expected)}")
+    found = [len(expected.keys() & renamed(each.tensors, spec, path).keys()) for each in sets]
+    nearest = [each for each, count in zip(sets, found, strict=True) if count == max(found)]
+    chosen, others = primary(nearest if max(found) == len(expected) else nearest[:1])
+    if chosen is None:
+        places = ", ".join(each.place for each in others)
+        raise CheckpointError(f"{str(path)!r} holds several sets of weights of {spec.name}: {places}. Save one alone")
+    return {
+        name: usable(tensor, torch.float32, f"{name} of {str(path)!r}") if tensor.is_floating_point() else tensor
+        for name, tensor in renamed(chosen.whole.tensors, spec, path).items()
+    }
+
+
+def renamed(tensors: Mapping[str, Tensor], spec: EncoderSpec, path: Path) -> dict[str, Tensor]:
+    """Tensors by the names that an encoder has for them today, without its classifier.
+
+    Raises:
+        CheckpointError: two of them have the same name.
+    """
+    named: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if key.startswith(spec.classifier):
             continue
         for old, new in spec.renames:
             key = re.sub(old, new, key)
-        if key in tensors:
-            raise CheckpointError(f"{str(path)!r} holds {key} twice: save a single network")
-        tensors[key] = value.float() if value.is_floating_point() else value
-    return tensors
+        if key in named:
+            raise CheckpointError(f"{str(path)!r} holds {key} twice: save one network alone")
+        named[key] = value
+    return named
 
 
 def adapt_channels(weight: Tensor, in_channels: int) -> Tensor:

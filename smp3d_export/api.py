@@ -55,6 +55,7 @@ def export(
     min_speedup: float | None = None,
     arguments: Mapping[str, Any] | None = None,
     checkpoint: File | None = None,
+    weights_key: str | None = None,
     revision: str | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -88,6 +89,7 @@ def export(
         min_speedup: the least ratio of eager time to the artifact's.
         arguments: constructor arguments of a network by name.
         checkpoint: trained weights for a network by name.
+        weights_key: which weights to use if the checkpoint holds several, such as `state_dict_ema`.
         revision: of the repository on the hub: a branch, a tag or a commit.
         seed: of random weights and inputs.
         progress: print stages to stderr, as the command line does.
@@ -103,7 +105,14 @@ def export(
     from smp3d_export.pipeline import run
 
     source = source_of(
-        model, encoder, arguments=arguments, checkpoint=checkpoint, revision=revision, contract=contract, seed=seed
+        model,
+        encoder,
+        arguments=arguments,
+        checkpoint=checkpoint,
+        weights_key=weights_key,
+        revision=revision,
+        contract=contract,
+        seed=seed,
     )
     normalisation = normalisation_of(normalize)
     request = Request(
@@ -193,6 +202,7 @@ def source_of(
     *,
     arguments: Mapping[str, Any] | None,
     checkpoint: File | None,
+    weights_key: str | None,
     revision: str | None,
     contract: ShapeContract | None,
     seed: int,
@@ -209,15 +219,18 @@ def source_of(
             encoder=encoder,
             arguments=dict(arguments or {}),
             checkpoint=None if checkpoint is None else Path(checkpoint),
+            weights_key=weights_key,
             seed=seed,
         )
     if isinstance(model, str | Path):
         refuse("a folder or a file", encoder=encoder, arguments=arguments, checkpoint=checkpoint, contract=contract)
+        refuse("a folder or a file", weights_key=weights_key)
         if str(model).lower().endswith(".onnx"):
             refuse("an ONNX file", revision=revision)
             return OnnxSource(path=Path(model), seed=seed)
         return SavedModel(source=str(model), revision=revision, seed=seed)
     refuse("a model", encoder=encoder, arguments=arguments, checkpoint=checkpoint, revision=revision)
+    refuse("a model", weights_key=weights_key)
     from smp3d_export.architectures.base import SegmentationModel
 
     if not isinstance(model, SegmentationModel):

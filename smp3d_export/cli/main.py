@@ -132,6 +132,7 @@ def export(
     arch: options.Arch,
     encoder: options.Encoder,
     checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
     encoder_weights: options.EncoderWeights = None,
     seed: options.Seed = 0,
     in_channels: options.InChannels = None,
@@ -168,6 +169,7 @@ def export(
         encoder=arguments.pop("encoder_name"),
         arguments=arguments,
         checkpoint=checkpoint,
+        weights_key=weights_key,
         seed=seed,
     )
 

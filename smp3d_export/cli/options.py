@@ -169,6 +169,15 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option(metavar="FILE", rich_help_panel=WEIGHTS, help="Trained weights: .pth, .pt, .ckpt or .safetensors."),
 ]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        rich_help_panel=WEIGHTS,
+        help="Which weights to use if the checkpoint holds several: state_dict_ema. "
+        "[dim]Default: the set that is not an average[/]",
+    ),
+]
 EncoderWeights = Annotated[
     str | None,
     typer.Option(

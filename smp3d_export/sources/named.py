@@ -19,13 +19,15 @@ class NamedNetwork:
     """An architecture and an encoder.
 
     `arguments` are those of the architecture's constructor that the user gave; what is left out is inferred from the
-    checkpoint, or is the constructor's default.
+    checkpoint, or is the constructor's default. `weights_key` says which weights of the checkpoint to use, if it holds
+    several sets: where they are, as `state_dict_ema`.
     """
 
     architecture: str
     encoder: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    weights_key: str | None = None
     seed: int = 0
 
     @property
@@ -59,19 +61,23 @@ def build(source: NamedNetwork, shape: Sizes | None = None) -> Network:
     architecture = architecture_spec(source.architecture).name
     encoder = encoder_spec(source.encoder).name
     check_arguments(architecture_class(architecture), source.arguments)
+    if source.weights_key is not None and source.checkpoint is None:
+        raise UsageError(f"--weights-key {source.weights_key} needs a --checkpoint that holds such weights")
     if source.checkpoint is not None:
         if source.arguments.get("encoder_weights") is not None:
             raise UsageError(
                 f"--encoder-weights {source.arguments['encoder_weights']} would be overwritten by --checkpoint, which "
                 "has the encoder's weights: give one of the two"
             )
-        loaded = load_checkpoint(source.checkpoint, architecture, encoder, source.arguments)
+        loaded = load_checkpoint(
+            source.checkpoint, architecture, encoder, source.arguments, weights_key=source.weights_key
+        )
         return Network(
             model=loaded.model.eval(),
             architecture=architecture,
             encoder=encoder,
             arguments=loaded.arguments,
-            weights=source.checkpoint.name,
+            weights=loaded.source,
             notes=loaded.notes,
         )
     arguments = {"encoder_weights": None, **source.arguments}

@@ -38,14 +38,18 @@ class SavedModel:
         """The network.
 
         Raises:
-            CheckpointError: there is no such model, or its files do not go together.
+            CheckpointError: there is no such model, its files do not go together, or its weights are not finite.
         """
         from smp3d_export.architectures import persistence
         from smp3d_export.sources.network import Network
+        from smp3d_export.weights.tensors import check_finite
 
         saved = persistence.find(self.source, self.revision)
+        model = saved.load(saved.architecture)
+        for name, tensor in model.state_dict().items():
+            check_finite(tensor, f"{name} of {saved.title}")
         return Network(
-            model=saved.load(saved.architecture),
+            model=model,
             architecture=saved.name,
             encoder=saved.arguments["encoder_name"],
             arguments=saved.arguments,

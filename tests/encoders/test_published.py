@@ -176,6 +176,9 @@ SAVED = {
     "whole network": lambda t: {
         "state_dict": under("model.encoder.", t) | {"model.decoder.conv.weight": torch.ones(2)}
     },
+    "any attribute": lambda t: {"model_state_dict": under("backbone.net.", t), "loss": torch.tensor(0.2)},
+    "beside an average": lambda t: {"model_ema": {key: -tensor for key, tensor in t.items()}, "model": t},
+    "beside an optimiser": lambda t: {"optimizer": {"exp_avg": {key: -tensor for key, tensor in t.items()}}, "net": t},
     "double precision": lambda t: {key: tensor.double() for key, tensor in t.items()},
     "3D already": convert_2d_weights_to_3d,
 }
@@ -269,8 +272,11 @@ def test_weights_that_cannot_be_fetched_say_what_to_download() -> None:
         ("mobileone_s2", "tiny.pth", "'tiny.pth' does not hold the weights of mobileone_s2:"),
         (TINY, "half.pth", "1 missing: stage0.rbr_conv.0.conv.weight"),
         (TINY, "half.pth", "1 unexpected: stage9.weight"),
-        (TINY, "twice.pth", "holds stage0.rbr_conv.0.conv.weight twice"),
-        (TINY, "cut.safetensors", "'cut.safetensors' is truncated"),
+        (TINY, "twice.pth", "1 unexpected: module.stage0.rbr_conv.0.conv.weight"),
+        (TINY, "cut.safetensors", "'cut.safetensors' is cut short"),
+        (TINY, "two.pth", "'two.pth' holds several sets of weights of mobileone_s1: a, b. Save one alone"),
+        (TINY, "nan.pth", "stage0.rbr_conv.0.conv.weight of 'nan.pth' holds NaN"),
+        (TINY, "else.pth", "'else.pth' holds no weights of mobileone_s1, which are called stage0"),
     ],
 )
 def test_wrong_weights_are_named(
@@ -284,6 +290,9 @@ def test_wrong_weights_are_named(
     torch.save(tiny, "tiny.pth")
     torch.save({key if key != stem else "stage9.weight": tensor for key, tensor in tiny.items()}, "half.pth")
     torch.save({**tiny, f"module.{stem}": tiny[stem]}, "twice.pth")
+    torch.save({"a": tiny, "b": {key: -tensor for key, tensor in tiny.items()}}, "two.pth")
+    torch.save({**tiny, stem: tiny[stem] * torch.nan}, "nan.pth")
+    torch.save({"layer.weight": torch.ones(2)}, "else.pth")
     Path("cut.safetensors").write_bytes(b"cut")
     with pytest.raises(UsageError) as error:
         get_encoder(name, weights=weights)

@@ -62,7 +62,7 @@ ARCH, ENCODER, *REST = SMALL
         ([*SMALL, "--sample", "small.npy"], "D of the sample is 4, outside the contract"),
         ([*SMALL, "--checkpoint", "none.pth"], "there is no checkpoint 'none.pth'"),
         ([*SMALL, "--checkpoint", "cut.pth", "--encoder-weights", "imagenet"], "give one of the two"),
-        ([*SMALL, "--checkpoint", "cut.pth"], "'cut.pth' is truncated or no checkpoint"),
+        ([*SMALL, "--checkpoint", "cut.pth"], "'cut.pth' is cut short, damaged or still being written"),
         ([*SMALL, "-o", "small.npy/net"], "'small.npy/net' cannot be written"),
         ([*SMALL, "-o", "kept"], "is not overwritten"),
         ([*SMALL, "-o", "small.npy"], "is a file"),

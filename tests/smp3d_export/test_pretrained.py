@@ -442,7 +442,7 @@ DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (shutil.rmtree, "there is no folder '{}', nor can that be a repository of the hub"),
     (lambda folder: (folder / "config.json").unlink(), "'{}' is no saved model: it has no config.json"),
     (lambda folder: (folder / "model.safetensors").unlink(), "there is no checkpoint '{}/model.safetensors'"),
-    (cut, "'{}/model.safetensors' is truncated or no safetensors file"),
+    (cut, "'{}/model.safetensors' is cut short, damaged or still being written"),
     (written("config.json", b"{"), "'{}/config.json' is not valid JSON"),
     (written("config.json", b"[]"), "'{}/config.json' is not of the format 'smp3d-export-model/1'"),
     (edited(format="smp3d-export-model/9"), "'{}/config.json' is not of the format 'smp3d-export-model/1'"),
