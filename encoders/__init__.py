@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ __all__ = [
     "get_preprocessing_fn",
     "get_preprocessing_params",
 ]
+
+
+TIMM_2D_PREFIX = "timm-"
 
 
 def index(specs: Iterable[EncoderSpec]) -> Mapping[str, EncoderSpec]:
@@ -53,7 +57,24 @@ def encoder_spec(name: str) -> EncoderSpec:
     try:
         return ENCODERS[name]
     except KeyError:
+        if name.startswith(TIMM_2D_PREFIX):
+            raise no_timm_encoder(name) from None
         raise unknown("encoder", name, ENCODERS, "smp3d-export list encoders") from None
+
+
+def no_timm_encoder(name: str) -> UsageError:
+    """The error for a `timm-NAME` of the published package, with the encoder here that is the same or nearest."""
+    network = name.removeprefix(TIMM_2D_PREFIX)
+    # As near as resnest50d and resnet50: names less alike have nothing else in common.
+    nearest = get_close_matches(network, ENCODERS, n=2, cutoff=0.75)
+    hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
+    if network in ENCODERS:
+        hint = f" The same network in 3D is {network}."
+    return UsageError(
+        f"there is no encoder {name!r}: in the published package, {TIMM_2D_PREFIX}NAME is a 2D network, which takes no "
+        f"volumes.{hint} Models of timm_3d are called {TIMM_PREFIX}NAME, with pip install 'smp3d-export[timm]'. "
+        "All: smp3d-export list encoders"
+    )
 
 
 def get_encoder_names() -> list[str]:

@@ -66,6 +66,13 @@ def test_every_weight_is_drawn_once(name: str) -> None:
     ("arguments", "says"),
     [
         ({"name": "resnet35"}, "there is no encoder 'resnet35'. Nearest: resnet"),
+        ({"name": "timm-efficientnet-b0"}, "is a 2D network, which takes no volumes. The same network in 3D is effi"),
+        (
+            {"name": "timm-efficientnet-b8"},
+            "Nearest: efficientnet-b7, efficientnet-b6. Models of timm_3d are called tu-N",
+        ),
+        ({"name": "timm-resnest50d"}, "Nearest: resnet50, se_resnet50. Models of timm_3d are called tu-NAME, with pip"),
+        ({"name": "timm-regnetx_002"}, "which takes no volumes. Models of timm_3d are called tu-NAME, with pip"),
         ({"name": "resnet18", "depth": 6}, "encoder_depth is 6; it must be 1 to 5"),
         ({"name": "resnet18", "in_channels": 0}, "in_channels is 0"),
         ({"name": "resnet18", "strides": [(2, 2, 2)] * 4}, "strides has 4 triples"),
