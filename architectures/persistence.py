@@ -21,6 +21,7 @@ from smp3d_export.architectures.deviation import deviation
 from smp3d_export.contract import ShapeContract
 from smp3d_export.encoders.published import convert_2d_weights_to_3d, shapes
 from smp3d_export.errors import CheckpointError, UsageError
+from smp3d_export.weights.kinds import CHECKPOINTS, other_kind
 from smp3d_export.weights.tensors import differences, first_line, read_tensors
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ Model = TypeVar("Model", bound=nn.Module)
 FORMAT = "smp3d-export-model/1"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+CHECKPOINT_JOB = "Export a checkpoint with smp3d-export ARCH ENCODER --checkpoint"
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -38,9 +40,9 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Segme
     """A model that `save_pretrained` wrote, in eval mode and float32, on the CPU.
 
     Args:
-        source: the folder; or `OWNER/NAME`, a repository of the Hugging Face hub with these two files, which are
+        source: the folder, or `OWNER/NAME`, a repository of the Hugging Face hub with these two files, which are
             fetched once and kept in its cache.
-        revision: of the repository: a branch, a tag or a commit.
+        revision: a branch, a tag or a commit of the repository.
 
     Raises:
         CheckpointError: there is no such model, or its files do not go together.
@@ -53,8 +55,8 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Segme
 class Saved:
     """A saved model that is not loaded yet.
 
-    `title` is what a user calls it, `name` that of its class, `arguments` those of the constructor; `contract` are the
-    shapes that it was saved for, if any; `flat` says that the 2D library saved it.
+    `title` is what a user calls it, `name` the name of its class, `arguments` are the constructor's. `contract` has the
+    shapes that it was saved for, if any. `flat` says that the 2D library saved it.
     """
 
     folder: Path
@@ -69,12 +71,12 @@ class Saved:
         """The class of that name.
 
         Raises:
-            CheckpointError: there is none here.
+            CheckpointError: smp3d_export has no such class.
         """
         if self.name not in ARCHITECTURES:
             raise CheckpointError(
-                f"{self.title} is a {self.name}, which is no architecture of smp3d-export "
-                f"({', '.join(ARCHITECTURES)}); a class of your own is loaded by {self.name}.from_pretrained(...)"
+                f"{self.title} is a {self.name}, which is not an architecture of smp3d-export "
+                f"({', '.join(ARCHITECTURES)}). Load a class of your own with {self.name}.from_pretrained(...)"
             )
         return architecture_class(self.name)
 
@@ -92,11 +94,13 @@ class Saved:
             check_arguments(cls, self.arguments)
             model = build(cls, self.arguments)
         except UsageError as error:
-            raise CheckpointError(f"{CONFIG} of {self.title} asks for what cannot be: {error}") from error
+            raise CheckpointError(
+                f"{CONFIG} of {self.title} describes a model that cannot be built: {error}"
+            ) from error
         different = differences(shapes(model.state_dict()), shapes(tensors))
         if different:
             raise CheckpointError("\n".join([f"{str(path)!r} does not fit the {CONFIG} beside it:", *different]))
-        # Copied, for what is read is a view of the file, and would change with it.
+        # Copied, because the tensors that were read are views of the file and would change with it.
         copies = {name: t.clone().float() if t.is_floating_point() else t.clone() for name, t in tensors.items()}
         model.load_state_dict(copies, assign=True)
         return model.eval()
@@ -119,7 +123,7 @@ def save(folder: Path, model: nn.Module, arguments: dict[str, Any], contract: Sh
     unwritable = [name for name, value in arguments.items() if is_opaque(value)]
     if unwritable:
         raise UsageError(
-            f"{unwritable[0]} of this {cls.__name__} is {arguments[unwritable[0]]!r}, and {CONFIG} holds names and "
+            f"{unwritable[0]} of this {cls.__name__} is {arguments[unwritable[0]]!r}, but {CONFIG} holds names and "
             "numbers only: build the model with the name of an activation, or save its state_dict()"
         )
     described = build(cls, arguments)
@@ -178,46 +182,70 @@ def find(source: str | Path, revision: str | None = None) -> Saved:
 
     Raises:
         CheckpointError: there is none, or its `config.json` cannot be read.
+        UsageError: a revision is given for a folder.
     """
     folder = Path(source)
     if folder.is_dir():
         if revision is not None:
-            raise UsageError(f"{str(source)!r} is a folder here, and only a repository of the hub has a revision")
+            raise UsageError(f"{str(source)!r} is a folder, and only a repository of the hub has a revision")
         return read(folder, folder.resolve().name)
     if folder.exists():
-        raise CheckpointError(f"{str(source)!r} is a file; a saved model is a folder with {CONFIG} and {WEIGHTS}")
+        raise CheckpointError(f"{str(source)!r} is a file, and a saved model is a folder. {job_for_file(folder)}")
     return read(fetch(str(source), revision), f"{source}@{revision}" if revision else str(source))
+
+
+def job_for_file(path: Path) -> str:
+    """What to do with a file that was given as a saved model."""
+    if path.name in (CONFIG, WEIGHTS):
+        return f"Give the folder: {path.parent}"
+    kind = other_kind(path)
+    return f"{CHECKPOINT_JOB} {path}" if kind is None else f"This one {kind}"
+
+
+def job_for_folder(folder: Path) -> str:
+    """What to do with a folder that was given as a saved model."""
+    files = sorted(folder.iterdir())
+    for file in files:
+        if file.suffix == ".onnx":
+            return f"Make further artifacts of an exported ONNX file with smp3d-export from {file}"
+    for file in files:
+        if file.name.endswith(CHECKPOINTS):
+            return f"{CHECKPOINT_JOB} {file}"
+    return "model.save_pretrained(FOLDER) makes one"
 
 
 def fetch(repository: str, revision: str | None) -> Path:
     """The folder of the hub's cache that holds a repository's two files, fetched if they are not there yet.
 
     Raises:
-        CheckpointError: it cannot be fetched; the message says what to put where.
+        CheckpointError: they cannot be fetched. The message says what to download, and where to put it.
     """
     missing = f"there is no folder {repository!r}"
     if not REPOSITORY.fullmatch(repository):
-        raise CheckpointError(f"{missing}, nor can that be a repository of the hub, OWNER/NAME")
+        hint = f". {CHECKPOINT_JOB} FILE" if repository.endswith(CHECKPOINTS) else ""
+        raise CheckpointError(f"{missing}, and it cannot be a repository of the hub, OWNER/NAME{hint}")
     url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}"
     try:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # whatever the hub and its transport raise, the way out is the same
+    except Exception as error:  # whatever the hub and its transport raise, the advice is the same
         reason = first_line(error.__cause__ or error).rstrip(".")
         raise CheckpointError(
             f"{missing}, and it could not be fetched from the hub ({reason}). "
-            f"Download {url}/{CONFIG} and {url}/{WEIGHTS} into a folder, and give that"
+            f"Download {url}/{CONFIG} and {url}/{WEIGHTS} into a folder, and give the folder"
         ) from error
 
 
 def read(folder: Path, title: str) -> Saved:
-    """What the `config.json` of a folder says: ours, or that which the 2D library's `save_pretrained` writes."""
+    """What the `config.json` of a folder says: ours, or the one that the 2D library's `save_pretrained` writes."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text("utf-8"))
     except OSError:
-        raise CheckpointError(f"{str(folder)!r} is no saved model: it has no {CONFIG}") from None
+        raise CheckpointError(
+            f"{str(folder)!r} is not a saved model: it has no {CONFIG}. {job_for_folder(folder)}"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"{str(path)!r} is not valid JSON: {error}") from error
     if isinstance(config, dict) and "_model_class" in config:
@@ -225,7 +253,7 @@ def read(folder: Path, title: str) -> Saved:
         arguments["encoder_weights"] = None
         return Saved(folder=folder, title=title, name=str(config["_model_class"]), arguments=arguments, flat=True)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CheckpointError(f"{str(path)!r} is not of the format {FORMAT!r}, which save_pretrained writes")
+        raise CheckpointError(f"{str(path)!r} does not have the format {FORMAT!r}, which save_pretrained writes")
     try:
         contract = ShapeContract.from_dict(config["contract"]) if "contract" in config else None
         arguments = dict(config["arguments"])

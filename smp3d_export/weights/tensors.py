@@ -32,7 +32,7 @@ SAFE_GLOBALS = [
     *((PureWindowsPath, f"pathlib.{name}WindowsPath") for name in ("", "Pure", "_local.", "_local.Pure")),
 ]
 
-# Of what a pickled model has in it.
+# Where the classes in a pickled model are from.
 MODULES = ("torch.nn.", "torch.fx.")
 
 SHOWN = 3
@@ -53,6 +53,8 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
         content = read_safetensors(path) if is_safetensors(path) else read_pickle(path)
     except OSError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror or first_line(error)}") from error
+    if isinstance(content, list | tuple) and any(isinstance(part, Mapping) for part in content):
+        return {str(position): part for position, part in enumerate(content)}
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{str(path)!r} holds a {type(content).__name__}, not a state dict: {SAVE}")
     return content

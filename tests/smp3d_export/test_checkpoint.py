@@ -81,6 +81,7 @@ WRAPPINGS = {
     "several wrappers": lambda s: prefixed(s, "module.model."),
     "several levels": lambda s: {"trainer": {"steps": 3, "generator": {"best": prefixed(s, "module.")}}},
     "in a list": lambda s: {"models": [s]},
+    "a tuple": lambda s: (3, s),
     "compiled parts": lambda s: {key.replace(".", "._orig_mod.", 1): value for key, value in s.items()},
     "sharded parts": lambda s: {key.replace(".", "._fsdp_wrapped_module.", 1): value for key, value in s.items()},
     "the same twice": lambda s: {"state_dict": s, "model": {**s}},

@@ -153,7 +153,9 @@ def test_a_class_of_ones_own_is_loaded_by_itself(cls: Any, arguments: dict[str, 
     again = cls.from_pretrained(tmp_path / "mine")
     assert type(again) is cls
     assert again.arguments["in_channels"] == 2
-    with pytest.raises(CheckpointError, match=f"mine is a {cls.__name__}, which is no architecture of smp3d-export"):
+    with pytest.raises(
+        CheckpointError, match=f"mine is a {cls.__name__}, which is not an architecture of smp3d-export"
+    ):
         smp.from_pretrained(tmp_path / "mine")
     with pytest.raises(CheckpointError, match=f"mine is a {cls.__name__}, not a Unet: use {cls.__name__}.from_pre"):
         smp.Unet.from_pretrained(tmp_path / "mine")
@@ -439,19 +441,34 @@ def cut(folder: Path) -> None:
 
 
 DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
-    (shutil.rmtree, "there is no folder '{}', nor can that be a repository of the hub"),
-    (lambda folder: (folder / "config.json").unlink(), "'{}' is no saved model: it has no config.json"),
+    (shutil.rmtree, "there is no folder '{}', and it cannot be a repository of the hub"),
+    (
+        lambda folder: (folder / "config.json").unlink(),
+        "'{}' is not a saved model: it has no config.json. Export a checkpoint with ",
+    ),
     (lambda folder: (folder / "model.safetensors").unlink(), "there is no checkpoint '{}/model.safetensors'"),
     (cut, "'{}/model.safetensors' is cut short, damaged or still being written"),
     (written("config.json", b"{"), "'{}/config.json' is not valid JSON"),
-    (written("config.json", b"[]"), "'{}/config.json' is not of the format 'smp3d-export-model/1'"),
-    (edited(format="smp3d-export-model/9"), "'{}/config.json' is not of the format 'smp3d-export-model/1'"),
-    (edited(**{"class": "Unett"}), "best is a Unett, which is no architecture of smp3d-export (Unet, UnetPlusPlus,"),
+    (written("config.json", b"[]"), "'{}/config.json' does not have the format 'smp3d-export-model/1'"),
+    (edited(format="smp3d-export-model/9"), "'{}/config.json' does not have the format 'smp3d-export-model/1'"),
+    (
+        edited(**{"class": "Unett"}),
+        "best is a Unett, which is not an architecture of smp3d-export (Unet, UnetPlusPlus,",
+    ),
     (edited(arguments=3), "'{}/config.json' is damaged"),
     (edited(contract=[{"size": 3}]), "'{}/config.json' is damaged"),
-    (edited(clases=3), "config.json of best asks for what cannot be: there is no UnetPlusPlus argument 'clases'"),
-    (edited(classes="many"), "config.json of best asks for what cannot be: classes of UnetPlusPlus is 'many'"),
-    (edited(encoder_name="resnet35"), "config.json of best asks for what cannot be: there is no encoder 'resnet35'"),
+    (
+        edited(clases=3),
+        "config.json of best describes a model that cannot be built: there is no UnetPlusPlus argument 'clases'",
+    ),
+    (
+        edited(classes="many"),
+        "config.json of best describes a model that cannot be built: classes of UnetPlusPlus is 'many'",
+    ),
+    (
+        edited(encoder_name="resnet35"),
+        "config.json of best describes a model that cannot be built: there is no encoder 'resnet35'",
+    ),
     (edited(classes=5), "'{}/model.safetensors' does not fit the config.json beside it:\n  2 wrongly shaped: segm"),
 ]
 
@@ -465,9 +482,9 @@ def test_what_does_not_fit_is_refused(damage: Callable[[Path], Any], says: str, 
 
 
 def test_a_file_is_no_folder_and_a_folder_has_no_revision(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a file; a saved model is a folder with"):
+    with pytest.raises(CheckpointError, match=r"is a folder\. Give the folder: "):
         smp.from_pretrained(saved / "config.json")
-    with pytest.raises(UsageError, match="is a folder here, and only a repository of the hub has a revision"):
+    with pytest.raises(UsageError, match="is a folder, and only a repository of the hub has a revision"):
         smp.from_pretrained(saved, revision="main")
 
 
@@ -570,8 +587,24 @@ def test_multiples_are_saved_with_the_contract(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["from", "none"], "there is no folder 'none', nor can that be a repository of the hub, OWNER/NAME"),
-        (["from", "best/config.json"], "is a file; a saved model is a folder"),
+        (["from", "none"], "there is no folder 'none', and it cannot be a repository of the hub, OWNER/NAME"),
+        (["from", "best/config.json"], "is a file, and a saved model is a folder. Give the folder: best"),
+        (["from", "last.pth"], "is a folder. Export a checkpoint with smp3d-export ARCH ENCODER --checkpoint last.pth"),
+        (
+            ["from", "runs"],
+            "no config.json. Export a checkpoint with smp3d-export ARCH ENCODER --checkpoint runs/a.ckpt",
+        ),
+        (
+            ["from", "export"],
+            "no config.json. Make further artifacts of an exported ONNX file with smp3d-export from exp",
+        ),
+        (["from", "empty"], "no config.json. model.save_pretrained(FOLDER) makes one"),
+        (["from", "nowhere.pth"], "OWNER/NAME. Export a checkpoint with smp3d-export ARCH ENCODER --checkpoint FILE"),
+        (
+            ["from", "scan.npy"],
+            "a saved model is a folder. This one is a volume, not a checkpoint. Volumes go to --sample",
+        ),
+        (["from", "diverged"], "segmentation_head.0.bias of diverged holds NaN, as after a training that diverged"),
         (["from", "best", "--shape", "1,2,32,8,8"], "H has minimum 2, optimum 32 and maximum 16"),
         (["from", "best", "--shape", "1,1,8,8,8"], "C of --shape is 1, but the network has 2 input channels"),
         (["from", "best", "-o", "best"], "is not overwritten"),
@@ -579,6 +612,13 @@ def test_multiples_are_saved_with_the_contract(tmp_path: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_input_is_one_line(cli, saved: Path, arguments: list[str], says: str) -> None:
+    for name in ("last.pth", "runs/a.ckpt", "export/model.onnx", "scan.npy"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(b"\x80")
+    Path("empty").mkdir()
+    model = smp.from_pretrained(saved)
+    model.segmentation_head[0].bias.data.fill_(torch.nan)  # pyright: ignore[reportIndexIssue]
+    model.save_pretrained("diverged")
     before = sorted(map(str, Path().rglob("*")))
     result = cli(*arguments)
     assert result.exit_code == 2, result.output
