@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -92,6 +92,17 @@ def bare(message: Any, without: str) -> Any:
     return copy
 
 
+def copied(model: onnx.ModelProto, weights: Iterable[onnx.TensorProto] | None = None) -> onnx.ModelProto:
+    """A copy of a graph, with other weights if they are given.
+
+    It is made weight by weight: some versions of protobuf copy a message by writing and reading it, up to 2 GB.
+    """
+    copy = bare(model, "graph")
+    copy.graph.CopyFrom(bare(model.graph, "initializer"))
+    copy.graph.initializer.extend(model.graph.initializer if weights is None else weights)
+    return copy
+
+
 def framed(number: int, size: int) -> bytes:
     """What stands before the bytes of a field that is a message: its tag, and its length in groups of 7 bits."""
     out = bytearray([number << 3 | 2])
@@ -159,14 +170,28 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy for inference, which needs the types of large weights alone and is slowed down by their values."""
-    import onnx
+    from onnx import TensorProto
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for tensor in copy.graph.initializer:
-        if len(tensor.raw_data) > SMALL:
-            tensor.raw_data = b""
-    return copy
+    def head(tensor: onnx.TensorProto) -> onnx.TensorProto:
+        return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+
+    weights = model.graph.initializer
+    return copied(model, (tensor if len(tensor.raw_data) <= SMALL else head(tensor) for tensor in weights))
+
+
+def layers_of(model: onnx.ModelProto) -> dict[str, str]:
+    """The layer of every value, by the names of the network's modules, as `program.graph.layers_of` has it.
+
+    It is that of the weights that it is computed with; without any, it is the layer that feeds it.
+    """
+    weights = {tensor.name: tensor.name.rpartition(".")[0] for tensor in model.graph.initializer}
+    layers: dict[str, str] = {}
+    for node in model.graph.node:
+        own = [weights[name] for name in node.input if weights.get(name)]
+        fed = [layers[name] for name in node.input if name in layers]
+        if own or fed:
+            layers |= dict.fromkeys(node.output, (own or fed)[0])
+    return layers
 
 
 def activation_bytes(model: onnx.ModelProto, shape: Shape) -> int:
@@ -195,9 +220,8 @@ def in_fp32(model: onnx.ModelProto, operators: Collection[str]) -> tuple[onnx.Mo
     chosen = {name for name in chosen if types.get(name) in low}
     if not chosen:
         return model, {}
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
-    weights = {tensor.name: tensor for tensor in wide.graph.initializer}
+    wide = copied(model, ())
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     cast: set[str] = set()
     nodes = []
     for node in wide.graph.node:
@@ -216,7 +240,7 @@ def in_fp32(model: onnx.ModelProto, operators: Collection[str]) -> tuple[onnx.Mo
         nodes += [node, helper.make_node("Cast", [node.output[0]], [output], to=types[output])]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     used = {name for node in copies for name in node.input}
-    del wide.graph.node[:], wide.graph.initializer[:]
+    del wide.graph.node[:]
     wide.graph.node.extend(copies)
     wide.graph.initializer.extend(tensor for name, tensor in weights.items() if name in used)
     return wide, dict(Counter(node.op_type for node in model.graph.node if node.output[0] in chosen))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from smp3d_export.contract import INPUT
 from smp3d_export.errors import ExportError, Smp3dExportError
-from smp3d_export.onnxgraph.graph import attributes, too_large
+from smp3d_export.onnxgraph.graph import attributes, copied, too_large
 from smp3d_export.precision import Precision
 from smp3d_export.quiet import quiet
 from smp3d_export.settings import Batches, Settings
@@ -68,8 +68,7 @@ def qdq(model: onnx.ModelProto, batches: Batches, *, large: bool) -> onnx.ModelP
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch}
 
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
+    named = copied(model)
     for number, node in enumerate(named.graph.node):  # the tool tells nodes apart by their names
         node.name = f"{node.op_type.lower()}_{number}"
     kept = [node.name for node in named.graph.node if node.op_type in LAYERS and not in_int8(node, named)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from smp3d_export.artifact.manifest import PREFIX
 from smp3d_export.backends import exporter
 from smp3d_export.backends.exporter import Exported
-from smp3d_export.onnxgraph.graph import save
+from smp3d_export.onnxgraph.graph import copied, save
 from smp3d_export.onnxgraph.opset import check_opset
 from smp3d_export.precision import Precision
 from smp3d_export.progress import megabytes
@@ -55,12 +55,9 @@ class Exporter(exporter.Exporter):
 
 def rewritten_by_planes(model: onnx.ModelProto, variant: Variant) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The graph for ONNX Runtime alone, others having the one that it is made of, and what a manifest says of it."""
-    import onnx
-
     from smp3d_export.onnxgraph.planes import by_planes
 
-    own = onnx.ModelProto()
-    own.CopyFrom(model)
+    own = copied(model)
     if not (times := by_planes(own)):
         return model, {}
     return own, {"optimisations": {**(variant.rewrites or {}), "planes": times}}
