@@ -37,7 +37,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
             request.calibration.check(opened.contract)
     introduce(opened, reporter)
     with artifact.staged(request.folder, several=request.several) as staging:
-        program = opened.program(request, reporter)
+        program = opened.program(request, reporter).observing(samples.values())
         reference = reference_for(opened, program, samples, request)
         baselines = opened.baselines(request.settings.precision)
         threads = request.threads or hardware.cores()

@@ -38,7 +38,9 @@ def reference_for(opened: Opened, program: Program, samples: Mapping[str, Volume
         cases.append(replace(case, skip=skip))
     for name, sample in samples.items():
         cases.append(Case(name, sample.shape, partial(np.copy, sample)))
-    return Reference(opened, cases, label_threshold=opened.label_threshold, keep=request.several)
+    # Several artifacts are compared, or one in two ways.
+    keep = request.several or request.settings.precision.is_half
+    return Reference(opened, cases, label_threshold=opened.label_threshold, keep=keep)
 
 
 def seeded(contract: ShapeContract, seed: int) -> Iterator[Case]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,8 @@ from smp3d_export.validators.tolerances import REPEATED, Tolerance
 
 Outputs = Mapping[str, Array]
 Run = Callable[[NDArray[np.float32]], Outputs]
+Step = Callable[[int, int, str], None]
+"""Is told how many cases are done, of how many, and the name of the next."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class Measurement:
         what = self.problem or "; ".join(self.missed)
         return f"{self.output} {what}, on the input {self.case!r} ({written(self.shape)})"
 
+    @property
+    def finite(self) -> bool:
+        """Whether there is an error at all: not if the output is missing, or has numbers that are not finite."""
+        return bool(np.isfinite(self.largest))
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -129,7 +136,11 @@ class Parity:
         """The worst Dice coefficient of a class that has enough voxels for one."""
         return min((m.worst_class[0] for m in self.judged if m.worst_class is not None), default=None)
 
-    def with_case(self, other: Parity, what: str) -> Parity:
+    @property
+    def finite(self) -> bool:
+        return all(measurement.finite for measurement in self.measurements)
+
+    def with_cases(self, other: Parity, what: str) -> Parity:
         """This and another's measurements, which are of the same cases in another way."""
         added = tuple(replace(m, case=f"{m.case}, {what}") for m in other.measurements)
         return replace(self, measurements=self.measurements + added)
@@ -175,15 +186,14 @@ def compare(
     run: Run,
     reference: Reference,
     tolerance: Tolerance,
-    step: Callable[[int, int, str], None] = lambda done, total, what: None,
-    cases: Sequence[Case] | None = None,
+    step: Step = lambda done, total, what: None,
 ) -> Parity:
-    """Run an artifact on the cases of a reference, or some of them, and measure its outputs.
+    """Run an artifact on the cases of a reference, and measure its outputs.
 
     `step` is told how far it is.
     """
     measurements: list[Measurement] = []
-    cases = reference.cases if cases is None else cases
+    cases = reference.cases
     for number, case in enumerate(cases):
         step(number, len(cases), case.name)
         if case.skip is not None:

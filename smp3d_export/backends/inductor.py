@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from smp3d_export import hardware
+from smp3d_export.arrays import Volume
 from smp3d_export.backends.exporter import Support
 from smp3d_export.errors import TargetUnavailableError, UsageError
 from smp3d_export.precision import Precision
@@ -102,8 +103,13 @@ def undecided_is_no() -> Iterator[None]:
         SizeVarAllocator.guard_or_false = decide
 
 
-def program(captured: Captured, settings: Settings) -> tuple[ExportedProgram, dict[str, Any]]:
-    """What is compiled, the program in its precision and in channels-last-3d; and what the manifest says of it."""
+def program(
+    captured: Captured, settings: Settings, samples: Sequence[Volume] = ()
+) -> tuple[ExportedProgram, dict[str, Any]]:
+    """What is compiled, the program in its precision and in channels-last-3d; and what the manifest says of it.
+
+    `samples` are volumes on which nothing may overflow, as `lowered` has them.
+    """
     from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
     from smp3d_export.program.capture import capture
     from smp3d_export.program.graph import graph_module
@@ -115,7 +121,7 @@ def program(captured: Captured, settings: Settings) -> tuple[ExportedProgram, di
     changes = FoldBatchNorm().run(module) + keep_single_voxels(module)
     if changes:
         captured = replace(captured, program=capture(module, captured.contract).program)
-    captured = lowered(captured, settings.precision, settings.keep_fp32)
+    captured = lowered(captured, settings.precision, settings.keep_fp32, samples)
     facts: dict[str, Any] = {"memory_format": "channels_last_3d"}
     if captured.kept:
         facts["kept_fp32"] = dict(captured.kept)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from smp3d_export.arrays import Volume
 from smp3d_export.contract import ShapeContract
 from smp3d_export.onnxgraph.file import OnnxFile
 from smp3d_export.precision import Precision
@@ -23,11 +25,15 @@ Value = TypeVar("Value")
 class Variant:
     """One program by its name among those of an export (`on`, `off`, `cpu`, `file`); all compute the same.
 
+    `samples` are volumes (N, C, H, W, D) of the user's that the contract admits. What overflows half precision on them
+    stays in fp32.
+
     What several targets need is made once and shared: nobody changes a graph that this hands out.
     """
 
     name: str
     source: Captured | OnnxFile
+    samples: tuple[Volume, ...] = ()
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -65,7 +71,8 @@ class Variant:
         from smp3d_export.program.lowering import lowered
 
         key = ("program", settings.precision, settings.keep_fp32)
-        return self._once(key, lambda: lowered(self.captured, settings.precision, settings.keep_fp32))
+        lower = partial(lowered, self.captured, settings.precision, settings.keep_fp32, self.samples)
+        return self._once(key, lower)
 
     def kept_fp32(self, settings: Settings) -> dict[str, Any]:
         """For the manifest: what stays in fp32 of a captured program that is exported in half precision."""

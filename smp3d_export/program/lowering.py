@@ -7,7 +7,7 @@ precisions. Operators that only move values, or compute sizes, keep the type of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from smp3d_export.arrays import volume
-from smp3d_export.errors import UsageError
+from smp3d_export.arrays import Volume, volume
+from smp3d_export.errors import ExportError, UsageError
 from smp3d_export.precision import Precision
 from smp3d_export.program.capture import Captured, capture
 from smp3d_export.program.graph import (
@@ -59,11 +59,16 @@ HALF_MAXIMUM = 65504
 LIMIT = HALF_MAXIMUM / 8
 
 
-def lowered(captured: Captured, precision: Precision, keep_fp32: tuple[str, ...] = ()) -> Captured:
+def lowered(
+    captured: Captured, precision: Precision, keep_fp32: tuple[str, ...] = (), samples: Sequence[Volume] = ()
+) -> Captured:
     """A program in the requested precision; for fp32, tf32 and int8 it is returned as it is.
+
+    What overflows half precision on a seeded volume, or on one of the samples (N, C, H, W, D), stays in fp32.
 
     Raises:
         UsageError: a pattern in `keep_fp32` matches nothing in the network.
+        ExportError: everything would have to stay in fp32.
     """
     if precision not in DTYPES:
         return captured
@@ -72,7 +77,9 @@ def lowered(captured: Captured, precision: Precision, keep_fp32: tuple[str, ...]
     decompose_attention(module)
     layers = layers_of(module)
     check_patterns(keep_fp32, layers)
-    largest = largest_values(module, captured) if precision is Precision.FP16 else {}
+    shape = min(captured.contract.example(), captured.contract.opt, key=prod)
+    images = (volume(shape, seed=0), *samples)
+    largest = largest_values(module, images) if precision is Precision.FP16 else {}
     kept = Lowering(module, DTYPES[precision], layers, keep_fp32, largest).run()
     program = capture(module, captured.contract).program
     return replace(captured, program=program, precision=precision, kept=kept)
@@ -127,6 +134,12 @@ class Lowering:
                     kept[f"{self.layers.get(node, 'image')} {operator(node)}"] = reason
                 types[node] = torch.float32 if reason else self.dtype
                 cast_inputs(node, sources, types[node])
+        if kept and all(types[node] == torch.float32 for node in values):
+            name, reason = next(iter(kept.items()))
+            raise ExportError(
+                f"everything would stay in fp32, from {name} on ({reason}): use --precision fp32; for large values "
+                "bf16, or normalise the volumes (--normalize)"
+            )
         graph.eliminate_dead_code()
         drop_unused(self.module)
         graph.lint()
@@ -181,8 +194,8 @@ def check_patterns(keep: tuple[str, ...], layers: Mapping[Node, str]) -> None:
             )
 
 
-def largest_values(module: GraphModule, captured: Captured) -> dict[Node, float]:
-    """The largest absolute value of every float node of a graph, weights included, on a seeded volume."""
+def largest_values(module: GraphModule, images: Iterable[Volume]) -> dict[Node, float]:
+    """The largest absolute value of every float node of a graph, weights included, on some volumes."""
     largest: dict[Node, float] = {}
 
     class Watch(Interpreter):
@@ -193,10 +206,9 @@ def largest_values(module: GraphModule, captured: Captured) -> dict[Node, float]
                     largest[n] = max(largest.get(n, 0.0), float(value.abs().max()))
             return result
 
-    shape = min(captured.contract.example(), captured.contract.opt, key=prod)
-    image = torch.from_numpy(volume(shape, seed=0)).to(device_of(module))
     with torch.inference_mode():
-        Watch(module, graph=module.graph).run(image)
+        for image in images:
+            Watch(module, graph=module.graph).run(torch.from_numpy(image).to(device_of(module)))
     return largest
 
 

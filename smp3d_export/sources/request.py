@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -119,6 +119,11 @@ class Program:
     manifest: Manifest
     variants: Mapping[str, Variant]
     activations: int
+
+    def observing(self, samples: Iterable[Volume]) -> Program:
+        """The program with the user's volumes, which decide with others what half precision can hold."""
+        images = tuple(samples)
+        return replace(self, variants={name: replace(one, samples=images) for name, one in self.variants.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from smp3d_export.backends.variant import Variant
 from smp3d_export.contract import ShapeContract
-from smp3d_export.errors import UsageError
+from smp3d_export.errors import ExportError, UsageError
 from smp3d_export.onnxgraph.emulation import Emulation
 from smp3d_export.precision import Precision
 from smp3d_export.program.capture import Captured, capture
@@ -126,6 +126,20 @@ def test_what_overflows_half_precision_stays_in_fp32(monkeypatch: pytest.MonkeyP
     assert "too close to 65504" in kept["up conv3d"]
     monkeypatch.setattr("smp3d_export.program.lowering.LIMIT", float("inf"))
     assert not np.isfinite(output()).all(), "and the rounding graph shows what a GPU would do"
+
+
+def test_samples_decide_too_what_stays_in_fp32() -> None:
+    """One at a time, of any sizes that the contract has."""
+    quiet, loud = (np.full((1, 1, *sizes), value, np.float32) for sizes, value in (((4, 8, 8), 1), ((8, 5, 4), 2e4)))
+    kept = [lowered(captured(Block), Precision.FP16, samples=samples).kept for samples in ((), (quiet,), (quiet, loud))]
+    assert kept[0] == kept[1]
+    assert set(kept[2]) - set(kept[0]) >= {"stem conv3d", "head conv3d"}
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
+def test_a_network_that_would_stay_in_fp32_as_a_whole_is_not_in_half_precision(precision: Precision) -> None:
+    with pytest.raises(ExportError, match=r"everything would stay in fp32, from stem conv3d on \(--keep-fp32 \*\)"):
+        lowered(captured(Block), precision, ("*",))
 
 
 class Attention(nn.Module):

@@ -132,6 +132,11 @@ def test_half_precision_is_computed_in_fp32_where_the_processor_has_none(
     assert run.arithmetic == "f32"
 
 
+def test_a_proof_in_fp32_holds_on_a_processor_that_has_half_precision() -> None:
+    """An artifact in fp16 keeps the arithmetic that it was proved in."""
+    assert runner_module.arithmetic("fp16", "f32") == "f32"
+
+
 def test_an_arithmetic_that_openvino_does_not_keep_to_is_an_error(
     artifact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

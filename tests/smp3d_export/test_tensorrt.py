@@ -21,7 +21,6 @@ from smp3d_export.backends.tensorrt import exporter as tensorrt
 from smp3d_export.backends.variant import Variant
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ExportError
-from smp3d_export.onnxgraph import emulation
 from smp3d_export.onnxgraph import file as onnx_file
 from smp3d_export.onnxgraph import graph as onnx_graph
 from smp3d_export.onnxgraph.emulation import rounding
@@ -247,13 +246,3 @@ def test_an_engine_is_run_compared_and_timed_on_a_gpu(cli, target: str) -> None:
     assert (manifest["run"], manifest["parity"]["of"]) == ("here", "artifact")
     assert manifest["throughput"]["speedup"] > 0
     assert cli("verify", "net").exit_code == 0
-
-
-@without_gpu
-def test_a_graph_that_the_target_onnx_has_compared_is_not_compared_again(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emulation, "Emulation", None)
-    result = cli(*SMALL, "--to", "onnx,trt-rtx", "--no-bench", "-o", "net")
-    assert result.exit_code == 0, result.output
-    first, second = (manifest_of(f"net/{target}")["parity"] for target in ("onnx", "trt-rtx"))
-    assert (first["of"], second["of"]) == ("artifact", "graph")
-    assert second["cases"] == first["cases"]

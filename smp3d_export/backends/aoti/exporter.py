@@ -31,7 +31,7 @@ class Exporter(exporter.Exporter):
         from torch._inductor import aoti_compile_and_package
 
         file = folder / self.row.files[0]
-        program, facts = inductor.program(variant.captured, settings)
+        program, facts = inductor.program(variant.captured, settings, variant.samples)
         configs: dict[str, Any] = {
             **inductor.SETTINGS,
             "aot_inductor.metadata": dict(settings.metadata),

@@ -35,7 +35,7 @@ class Exporter(exporter.Exporter):
         from smp3d_export.backends.compile.runner import Compiled
 
         program_file, compiled_file = (folder / name for name in self.row.files)
-        program, facts = inductor.program(variant.captured, settings)
+        program, facts = inductor.program(variant.captured, settings, variant.samples)
         shapes = kinds(variant.contract)
         try:
             with warnings.catch_warnings(), inductor.building_in(folder) as build:
