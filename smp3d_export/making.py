@@ -100,6 +100,8 @@ def export(
         facts["sample_normalisation"] = str(request.normalisation)
     if variant.rewrites is not None:
         facts |= {"optimisations": dict(variant.rewrites), "optimise": {"asked": request.optimise or ON, "used": name}}
+    if variant.rejected:
+        facts["rejected_optimisations"] = dict(variant.rejected)
     description = replace(
         described(program.manifest, **facts), target=exporter.row.name, precision=request.settings.precision
     )

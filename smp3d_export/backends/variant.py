@@ -62,6 +62,11 @@ class Variant:
         return None if isinstance(self.source, OnnxFile) else self.source.rewrites
 
     @property
+    def rejected(self) -> Mapping[str, str]:
+        """The rewrites that were left out because they change the outputs, and by how much."""
+        return {} if isinstance(self.source, OnnxFile) else self.source.rejected
+
+    @property
     def for_cpu(self) -> bool:
         """Whether the program was rewritten to be fast on CPUs, whatever it is elsewhere."""
         return not isinstance(self.source, OnnxFile) and self.source.for_cpu

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import dataclass, field, replace
+from math import inf, prod
 
 import torch
 from torch import Tensor, nn
@@ -41,15 +41,24 @@ AGREEMENT = 1e-5
 
 @dataclass(frozen=True)
 class Optimised:
-    """The rewritten program, how often each rewrite was applied, and the work at the optimum shape before and after."""
+    """A rewritten program.
+
+    Attributes:
+        captured: the program; as it was given if no rewrite was kept.
+        fired: how often each rewrite was applied.
+        gflop_before, gflop_after: its work at the optimum, in 10⁹ operations.
+        rejected: the rewrites that were not kept because they change the outputs, and by how much they do.
+    """
 
     captured: Captured
     fired: Mapping[str, int]
     gflop_before: float
     gflop_after: float
+    rejected: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         shown = [f"{times} {name}" for name, times in self.fired.items() if name in SHOWN]
+        shown += [f"{name} rejected: {reason}" for name, reason in self.rejected.items()]
         return f"{', '.join(shown) or 'nothing to rewrite'}, {self.gflop_before:.3g} → {self.gflop_after:.3g} GFLOP"
 
 
@@ -60,22 +69,54 @@ def for_cpu(captured: Captured, precision: Precision) -> Optimised:
 
 
 def optimise(captured: Captured, rewrites: Sequence[Rewrite] = REWRITES) -> Optimised:
-    """Rewrite a program. If the result disagrees with the original, the original is returned.
+    """Rewrite a program. Rewrites that make it disagree with the original are left out, and `rejected` names them.
 
     It rewrites the captured program itself, so every target profits.
     """
     module = graph_module(captured)
-    note_largest_sizes(module, captured.contract.max)
     before = gflop(module, captured.contract.opt)
-    fired = {rewrite.name: rewrite.run(module) for rewrite in rewrites}
-    fired = {name: times for name, times in fired.items() if times}
-    drop_unused(module)
-    if not fired or not agrees(module, captured):
-        return Optimised(captured, {}, before, before)
+    module, fired = rewritten(captured, rewrites)
+    rejected = {}
+    if fired and disagreement(module, captured) > AGREEMENT:
+        module, fired, rejected = one_by_one(captured, rewrites)
+    kept = replace(captured, rejected={**captured.rejected, **rejected}) if rejected else captured
+    if not fired:
+        return Optimised(kept, {}, before, before, rejected)
     return_free_memory()  # temporary float64 weights leave holes as large as the network
     after = gflop(module, captured.contract.opt)
-    rewritten = replace(capture(module, captured.contract), rewrites={**captured.rewrites, **fired})
-    return Optimised(rewritten, fired, before, after)
+    program = capture(module, captured.contract)
+    program = replace(program, rewrites={**kept.rewrites, **fired}, rejected=kept.rejected)
+    return Optimised(program, fired, before, after, rejected)
+
+
+def rewritten(captured: Captured, rewrites: Sequence[Rewrite]) -> tuple[GraphModule, dict[str, int]]:
+    """The program after some rewrites, and how often each was applied; those that found nothing are left out."""
+    module = graph_module(captured)
+    note_largest_sizes(module, captured.contract.max)
+    fired = {rewrite.name: rewrite.run(module) for rewrite in rewrites}
+    drop_unused(module)
+    return module, {name: times for name, times in fired.items() if times}
+
+
+def one_by_one(captured: Captured, rewrites: Sequence[Rewrite]) -> tuple[GraphModule, dict[str, int], dict[str, str]]:
+    """The same, but each rewrite is kept only if the outputs stay the same; and why the others are not."""
+    kept: list[Rewrite] = []
+    rejected = {}
+    for rewrite in rewrites:
+        module, fired = rewritten(captured, [*kept, rewrite])
+        error = disagreement(module, captured) if rewrite.name in fired else 0.0
+        if error <= AGREEMENT:
+            kept.append(rewrite)
+        else:
+            rejected[rewrite.name] = differs(error)
+    return *rewritten(captured, kept), rejected
+
+
+def differs(error: float) -> str:
+    """What a difference amounts to, for a message."""
+    if error == inf:
+        return "its outputs are not finite, or not of the same shape"
+    return f"it changes outputs by {error:.0e} of their range, {AGREEMENT:.0e} is allowed"
 
 
 class Sizes(Interpreter):
@@ -101,15 +142,30 @@ def gflop(module: GraphModule, shape: Shape) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def agrees(module: nn.Module, captured: Captured) -> bool:
-    """Whether a rewritten module and the program give the same outputs on a seeded input."""
+def disagreement(module: nn.Module, captured: Captured) -> float:
+    """How far a rewritten module is from the program on a seeded input, as the worst part of an output's range.
+
+    It is infinite for an output of another shape, and for numbers that are not finite.
+    """
     # The example shape may be eight times as large as any shape that must fit into memory, so it may be too large.
     shape = min(captured.contract.example(), captured.contract.opt, key=prod)
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device_of(module))
     with torch.inference_mode():
-        expected, found = (run(image) for run in (captured.program.module(check_guards=False), module))
+        expected = captured.program.module(check_guards=False)(image)
+        try:
+            found = module(image)
+        except RuntimeError:  # sizes that do not go together
+            return inf
     pairs = zip(*(outputs if isinstance(outputs, tuple) else (outputs,) for outputs in (expected, found)), strict=True)
-    return all(float((a - b).abs().max()) <= AGREEMENT * scale(a) for a, b in pairs)
+    return max(distance(a, b) for a, b in pairs)
+
+
+def distance(expected: Tensor, found: Tensor) -> float:
+    """The largest difference of two outputs, as a part of the range of the first."""
+    if expected.shape != found.shape or not (expected.isfinite().all() and found.isfinite().all()):
+        return inf
+    largest = float((expected - found).abs().max())
+    return largest / scale(expected) if largest else 0.0
 
 
 def scale(output: Tensor) -> float:

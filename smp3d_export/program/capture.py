@@ -23,14 +23,16 @@ class Captured:
 
     `outputs` maps the name of each output to its number of axes: `masks` (N, classes, H, W, D), or (N, H, W, D) if they
     are class numbers; and `labels` (N, classes) with a classification head. `rewrites` says how often each rewrite of
-    the optimiser was applied. `precision` is the precision of the graph, and `kept` names the layers that stay in fp32
-    nevertheless, with the reason. `for_cpu` says that the graph is optimised for CPUs, whatever that costs elsewhere.
+    the optimiser was applied, and `rejected` why others were not kept. `precision` is the precision of the graph, and
+    `kept` names the layers that stay in fp32 nevertheless, with the reason. `for_cpu` says that the graph is optimised
+    for CPUs, whatever that costs elsewhere.
     """
 
     program: ExportedProgram
     contract: ShapeContract
     outputs: dict[str, int]
     rewrites: Mapping[str, int] = field(default_factory=dict)
+    rejected: Mapping[str, str] = field(default_factory=dict)
     precision: Precision = Precision.FP32
     kept: Mapping[str, str] = field(default_factory=dict)
     for_cpu: bool = False

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small import SMALL
 from tiny import CONTRACT, Tiny, check, conv, misses, module_of, must_not_fire
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 import smp3d_export as smp
 from smp3d_export.contract import ShapeContract
@@ -25,8 +29,10 @@ from smp3d_export.optimise.concat_conv import ConcatConv
 from smp3d_export.optimise.dilated_taps import DilatedTaps
 from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
 from smp3d_export.optimise.parallel_conv import ParallelConv
+from smp3d_export.optimise.rewrite import Rewrite
 from smp3d_export.optimise.upsample_conv import UpsampleConv
 from smp3d_export.program.capture import capture
+from smp3d_export.program.graph import is_call
 from smp3d_export.sources.network import randomise_normalisations
 
 
@@ -267,13 +273,69 @@ def test_a_whole_network_keeps_its_function_and_does_less_work() -> None:
             assert float((run(x) - expected).abs().max()) <= 1e-5 * float(expected.max() - expected.min())
 
 
-def test_a_rewrite_that_is_wrong_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+class Wrong(Rewrite):
+    """Changes every ReLU, by what it is told."""
+
+    name = "wrong"
+
+    def __init__(self, change: Callable[[Graph, Node], Node]) -> None:
+        self.change = change
+
+    def match(self, module: GraphModule, node: Node) -> bool | None:
+        return True if is_call(node, torch.ops.aten.relu.default) and "changed" not in node.meta else None
+
+    def apply(self, module: GraphModule, node: Node, match: bool) -> None:
+        node.meta["changed"] = True
+        with module.graph.inserting_after(node):
+            new = self.change(module.graph, node)
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
+def times(factor: float) -> Callable[[Graph, Node], Node]:
+    return lambda graph, node: graph.call_function(torch.ops.aten.mul.Tensor, (node, factor))
+
+
+WRONG = {
+    "by a percent": (times(1.01), "it changes outputs by 1e-02 of their range, 1e-05 is allowed"),
+    "infinite": (times(float("inf")), "its outputs are not finite, or not of the same shape"),
+    "no number": (times(float("nan")), "its outputs are not finite, or not of the same shape"),
+    "another shape": (
+        lambda graph, node: graph.call_function(torch.ops.aten.slice.Tensor, (node, 2, 1)),
+        "its outputs are not finite, or not of the same shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_rewrite_that_is_wrong_is_named_and_the_others_are_kept(case: str) -> None:
+    change, reason = WRONG[case]
+    captured = capture(Tiny(lambda x, c: c(up(x, (2, 2, 2))).relu(), conv()).eval(), CONTRACT)
+    optimised = optimise(captured, (Wrong(change), UpsampleConv()))
+    assert optimised.captured.rewrites == optimised.fired == {"upsample-conv": 1}
+    assert optimised.captured.rejected == optimised.rejected == {"wrong": reason}
+    assert str(optimised).startswith(f"1 upsample-conv, wrong rejected: {reason}, ")
+    again = optimise(optimised.captured, ())
+    assert again.captured.rejected == {"wrong": reason}
+
+
+def test_an_infinite_output_is_not_agreement() -> None:
+    """Its range is infinite, so that any error is within a part of it."""
+    captured = capture(Tiny(lambda x, c: (1e38 * c(x)).relu() * 1e38, conv()).eval(), CONTRACT)
+    optimised = optimise(captured, (Wrong(times(0)),))
+    assert optimised.fired == {}
+    assert [*optimised.rejected] == ["wrong"]
+    assert optimised.captured.program is captured.program
+
+
+def test_the_manifest_and_the_stage_name_a_rewrite_that_is_wrong(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     transposed = upsample_conv.transposed_kernel
     monkeypatch.setattr(upsample_conv, "transposed_kernel", lambda weight, scale: transposed(weight, scale) * 1.01)
-    captured = capture(Tiny(lambda x, c: c(up(x, (2, 2, 2))), conv()).eval(), CONTRACT)
-    optimised = optimise(captured)
-    assert optimised.captured.rewrites == {}
-    assert optimised.captured is captured
+    result = cli(*SMALL, "--no-bench", "-o", "net")
+    assert result.exit_code == 0, result.output
+    assert "upsample-conv rejected: it changes outputs by" in " ".join(result.stderr.split())
+    manifest = json.loads(Path("net/manifest.json").read_text())
+    assert [*manifest["optimisations"]] == ["fold-batch-norm", "concat-conv"]
+    assert [*manifest["rejected_optimisations"]] == ["upsample-conv"]
 
 
 def test_names_are_unique() -> None:
