@@ -62,10 +62,10 @@ def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
     if verdict.not_run is not None and verdict.error is None:
         yield f"{target}: {NOT_RUN}: {verdict.not_run}", "yellow"
     if parity is not None and parity.of == "graph" and parity.measurements:
-        agrees = "agrees" if parity.passed else "does not agree"
+        passes = "passes" if parity.passed else "fails"
         error = f"largest error {agreement(parity)}, labels {labels(parity)}"
         colour = "green" if parity.passed else "red"
-        yield f"{target}: the ONNX graph it was made from {agrees} with eager: {error}", colour
+        yield f"{target}: the ONNX graph it was made from {passes} parity: {error}", colour
     for case, reason in parity.not_run if parity is not None and verdict.not_run is None else ():
         yield f"{target}: parity at the {case} shape {NOT_RUN}: {reason}", "yellow"
     for line in judged_otherwise(parity) if parity is not None else ():
