@@ -63,7 +63,7 @@ def test_every_case_is_compared_rounded_too_and_a_graph_of_two_targets_once(
 ) -> None:
     """The second target is a copy of the first under another name, since engines of two kinds take a GPU."""
     second = replace(backends.find("onnx"), name="second")
-    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS, "second": second})
+    monkeypatch.setattr(backends, "ROWS", (*backends.ROWS, second))
     emulated: list[Any] = []
 
     class Counted(emulation.Emulation):
