@@ -112,7 +112,7 @@ class Comparison:
             if not self.same(own, value):
                 yield f"{place} has {name} {shown(own)}; its arguments describe {shown(value)}"
         for name, value in vars(ours).items():
-            # Attributes that the class does not know are a user's notes. None of its code reads them.
+            # Attributes that the class does not know are a user's notes, which none of its code reads.
             if name not in neutral and name not in vars(theirs) and hasattr(type(theirs), name):
                 yield f"{place} has a {name} of its own ({called(value)}), which its arguments do not describe"
 
@@ -148,7 +148,7 @@ class Comparison:
             return self.same(
                 (type(ours), getattr(ours, "__dict__", {})), (type(theirs), getattr(theirs, "__dict__", {}))
             )
-        return bool(ours == theirs)
+        return bool(ours == theirs) or (ours != ours and theirs != theirs)  # NaN equals nothing
 
 
 def parts(function: FunctionType) -> tuple[Any, ...]:

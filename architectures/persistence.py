@@ -91,9 +91,10 @@ class Saved:
         if self.flat:
             tensors = convert_2d_weights_to_3d(tensors)
         try:
-            check_arguments(cls, self.arguments)
+            if self.name in ARCHITECTURES:  # the numbers of a user's own class may be anything
+                check_arguments(cls, self.arguments)
             model = build(cls, self.arguments)
-        except UsageError as error:
+        except (UsageError, TypeError) as error:
             raise CheckpointError(
                 f"{CONFIG} of {self.title} describes a model that cannot be built: {error}"
             ) from error

@@ -17,7 +17,7 @@ SAVE = "torch.save(model.state_dict(), 'weights.pth')"
 OTHER_RUNTIME = f"is a model of another runtime, and a checkpoint of PyTorch is needed: {SAVE}"
 ONNX = (
     "is an ONNX model, and a checkpoint of PyTorch is needed. "
-    "Of an ONNX file that smp3d-export wrote, smp3d-export from FILE.onnx makes further artifacts"
+    "If smp3d-export wrote it, smp3d-export from FILE.onnx makes further artifacts"
 )
 EXPORTED = (
     "is a program that torch.export saved, and its weights are needed: "
@@ -42,7 +42,7 @@ STARTS = {
     b"<!doctype html": PAGE,
     b"<html": PAGE,
 }
-# By what is in the name of a member of a zip archive.
+# By a part of the name of a file in a zip archive.
 MEMBERS = {
     "/constants.pkl": (
         "is a TorchScript program, and its weights are needed: "
@@ -94,7 +94,7 @@ def archive_kind(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # of its names and its version, if it is damaged
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # the last two: damaged names and versions
         return CUT
     for part, kind in MEMBERS.items():
         if any(part in member for member in members):

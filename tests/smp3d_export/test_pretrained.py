@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES
@@ -137,6 +139,23 @@ class Mine(smp.Unet):
     """A user's own, with the signature of Unet."""
 
 
+class Equipped(smp.Unet):
+    """A user's own, which does itself what would be refused if it was done to an instance."""
+
+    def __init__(self, factor: float = 2, **others: Any) -> None:
+        super().__init__(**others)
+        self.scale: Callable[[Any], Any] = lambda x: x * factor
+        self.clip = functools.partial(torch.clamp, min=0)
+        self.unregistered = [torch.nn.Conv3d(1, 1, 1)]
+        self.least_value, self.spacing, self.itself = float("nan"), np.ones(3), [self]
+        cast("torch.nn.Sequential", self.segmentation_head).append(torch.nn.Softmax(dim=1))
+        self.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factor,))
+        self.register_forward_hook(self.clipped)
+
+    def clipped(self, module: Any, inputs: Any, masks: Any) -> Any:
+        return torch.clamp(masks, min=0)
+
+
 class Deeper(smp.Unet):
     """A user's own, with another signature."""
 
@@ -146,7 +165,11 @@ class Deeper(smp.Unet):
 
 @pytest.mark.parametrize(
     ("cls", "arguments"),
-    [(Mine, {**ENCODER, "encoder_depth": 1, "decoder_channels": (4,)}), (Deeper, {**ENCODER, "width": 6})],
+    [
+        (Mine, {**ENCODER, "encoder_depth": 1, "decoder_channels": (4,)}),
+        (Equipped, {**ENCODER, "encoder_depth": 1, "decoder_channels": (4,), "factor": 3}),
+        (Deeper, {**ENCODER, "width": 6}),
+    ],
 )
 def test_a_class_of_ones_own_is_loaded_by_itself(cls: Any, arguments: dict[str, Any], tmp_path: Path) -> None:
     cls(**arguments).save_pretrained(tmp_path / "mine")
@@ -159,6 +182,9 @@ def test_a_class_of_ones_own_is_loaded_by_itself(cls: Any, arguments: dict[str, 
         smp.from_pretrained(tmp_path / "mine")
     with pytest.raises(CheckpointError, match=f"mine is a {cls.__name__}, not a Unet: use {cls.__name__}.from_pre"):
         smp.Unet.from_pretrained(tmp_path / "mine")
+    edited(breadth=3)(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match=r"mine describes a model that cannot be built: .* argument 'breadth'"):
+        cls.from_pretrained(tmp_path / "mine")
 
 
 def with_another_head(model: Any) -> Any:
@@ -391,6 +417,17 @@ def test_no_network_differs_from_one_of_its_arguments(name: str, encoder: str) -
         except UsageError:
             pytest.skip("this pair does not exist")
     assert deviation(copy.deepcopy(model), type(model)(**model.arguments)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scale", lambda x: x / 3), ("clip", functools.partial(torch.clamp, min=1)), ("spacing", np.ones(2))],
+)
+def test_a_setting_of_a_class_of_ones_own_is_compared_too(name: str, value: Any, tmp_path: Path) -> None:
+    model = Equipped(**ENCODER, encoder_depth=1, decoder_channels=(4,))
+    setattr(model, name, value)
+    with pytest.raises(UsageError, match=f"this Equipped has {name} "):
+        model.save_pretrained(tmp_path / "best")
 
 
 def test_a_class_of_ones_own_with_the_name_of_an_architecture_is_not_saved(tmp_path: Path) -> None:
