@@ -199,7 +199,10 @@ def job_for_file(path: Path) -> str:
     """What to do with a file that was given as a saved model."""
     if path.name in (CONFIG, WEIGHTS):
         return f"Give the folder: {path.parent}"
-    kind = other_kind(path)
+    try:
+        kind = other_kind(path)
+    except OSError as error:
+        kind = f"cannot be read: {error.strerror}"
     return f"{CHECKPOINT_JOB} {path}" if kind is None else f"This one {kind}"
 
 

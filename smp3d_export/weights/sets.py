@@ -120,8 +120,8 @@ def is_average(place: str) -> bool:
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
-    alike = one.shape == other.shape and one.dtype == other.dtype and one.layout == other.layout
-    return alike and not one.is_meta and not other.is_meta and torch.equal(one, other)
+    readable = all(tensor.layout == torch.strided and not tensor.is_meta for tensor in (one, other))
+    return readable and one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def primary(sets: Sequence[WeightSet]) -> tuple[WeightSet | None, list[WeightSet]]:
