@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from smp3d_export import hardware
 from smp3d_export.backends.exporter import Exported as Exported
 from smp3d_export.backends.exporter import Exporter as Exporter
 from smp3d_export.backends.exporter import Support as Support
+from smp3d_export.backends.exporter import either
+from smp3d_export.device import CPU, kind
 from smp3d_export.errors import TargetUnavailableError, UsageError, unknown
 from smp3d_export.precision import Precision
 from smp3d_export.settings import Settings
@@ -27,6 +30,9 @@ TITLES = {
     "tensorrt_rtx": "TensorRT-RTX",
 }
 """Python packages by the names that people know them by."""
+
+
+NO_GPU = "it needs an NVIDIA GPU, and this machine has none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +73,46 @@ class Backend:
     def runner(self) -> type[Runner]:
         return importlib.import_module(f"{self.package}.runner").Runner
 
-    def support(self, precision: Precision, device: str = "cpu") -> Support:
-        """Whether this machine can export to the target in a precision."""
-        possible = (*self.precisions, *self.gpu_precisions)
-        if precision not in possible:
-            return Support.none(self.name, precision, possible)
+    @property
+    def all_precisions(self) -> tuple[Precision, ...]:
+        """Its precisions on a CPU and on a GPU, in the order of `Precision`."""
+        return tuple(precision for precision in Precision if precision in (*self.precisions, *self.gpu_precisions))
+
+    @property
+    def title(self) -> str:
+        """Its library by the name that people know it by."""
+        return TITLES.get(self.library, self.library)
+
+    def support(self, precision: Precision, device: str = CPU) -> Support:
+        """Whether this machine can export to the target in a precision.
+
+        Without PyTorch, a target that is `from_onnx` can be exported from an ONNX file.
+        """
+        if self.builds_on_gpu and precision in self.all_precisions and not hardware.gpus():
+            return Support.no(NO_GPU, elsewhere(self))
+        if not self.from_onnx and precision in self.all_precisions and find_spec("torch") is None:
+            return Support.no(f"{TITLES['torch']} is not installed", "pip install torch")
+        missing = self._missing(precision, device)
+        return self.exporter().support(precision, device) if missing is None else missing
+
+    def run_support(self, precision: Precision, device: str = CPU) -> Support:
+        """Whether this machine can run the target's artifacts in a precision."""
+        if self.gpu and precision in self.all_precisions and not hardware.gpus():
+            return Support.no(NO_GPU)
+        missing = self._missing(precision, device)
+        return self.exporter().run_support(precision, device) if missing is None else missing
+
+    def _missing(self, precision: Precision, device: str) -> Support | None:
+        """What is missing both to export and to run."""
+        if precision not in self.all_precisions:
+            return Support.none(self.name, precision, self.all_precisions)
         if find_spec(self.library) is None:
-            return Support.no(f"{TITLES.get(self.library, self.library)} is not installed", self.install)
-        return self.exporter().support(precision, device)
+            return Support.no(f"{self.title} is not installed", self.install)
+        if precision not in self.precisions and kind(device) == CPU:
+            fix = f"use --precision {either(self.precisions)}"
+            fix = f"use --device cuda, or {fix}" if hardware.gpus() else fix
+            return Support.no(f"it has {precision} on an NVIDIA GPU only", fix)
+        return None
 
 
 FP32, TF32, FP16, BF16, INT8 = Precision
@@ -175,7 +213,16 @@ def find(name: str) -> Backend:
     raise unknown("target", name, names(), ", ".join(names()))
 
 
-def ready(name: str, precision: Precision = Precision.FP32, device: str = "cpu") -> Exporter:
+def elsewhere(row: Backend) -> str:
+    """What to do on a machine without a GPU instead of building an engine there."""
+    others = ", ".join(other.name for other in ROWS if other.gpu and not other.builds_on_gpu)
+    instead = f"use --to {others}, which builds without one; or " if others else ""
+    return (
+        f"{instead}export --to onnx here, and on the machine with the GPU: smp3d-export from model.onnx --to {row.name}"
+    )
+
+
+def ready(name: str, precision: Precision = Precision.FP32, device: str = CPU) -> Exporter:
     """The exporter of a target that this machine can export to.
 
     Raises:
@@ -183,7 +230,7 @@ def ready(name: str, precision: Precision = Precision.FP32, device: str = "cpu")
     """
     support = find(name).support(precision, device)
     if not support.ready:
-        raise TargetUnavailableError(f"{name} in {precision} is not available on this machine: {support}")
+        raise TargetUnavailableError(f"{name} in {precision} cannot be exported on this machine: {support}")
     return find(name).exporter()
 
 
@@ -194,7 +241,7 @@ def check(names: Sequence[str], settings: Settings, *, calibrated: bool = False)
 
     Raises:
         UsageError: a setting is wrong.
-        TargetUnavailableError: no target can be exported to here; the message is about the first.
+        TargetUnavailableError: no target can be exported on this machine; the message is about the first.
     """
     if settings.precision is Precision.INT8 and not calibrated:
         if settings.calibration is None:

@@ -41,11 +41,17 @@ class Support:
     @classmethod
     def none(cls, target: str, precision: Precision, possible: Iterable[Precision]) -> Support:
         """The target does not have the precision; `possible` are those it has."""
-        return cls(False, f"{target} does not have {precision}", f"use --precision {', '.join(possible)}", never=True)
+        return cls(False, f"{target} does not have {precision}", f"use --precision {either(possible)}", never=True)
 
     def __str__(self) -> str:
         """The reason and the fix."""
         return f"{self.reason}: {self.fix}" if self.fix else self.reason
+
+
+def either(words: Iterable[str]) -> str:
+    """`fp32, fp16 or bf16`"""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,11 @@ class Exporter(abc.ABC):
         self.row = row
 
     def support(self, precision: Precision, device: str) -> Support:
-        """Whether this machine can export to the target, given that its packages are installed."""
+        """Whether this machine can export to the target, given that its library is installed."""
+        return Support.yes()
+
+    def run_support(self, precision: Precision, device: str) -> Support:
+        """Whether this machine can run the target's artifacts, given that it has the library and any GPU needed."""
         return Support.yes()
 
     def check(self, settings: Settings) -> None:  # noqa: B027  most exporters have nothing to refuse

@@ -74,7 +74,7 @@ def test_openvino_keeps_the_weights_in_single_precision(several: Path) -> None:
 
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_a_precision_that_a_target_lacks_is_said_to_be_unavailable(target: str) -> None:
-    with pytest.raises(TargetUnavailableError, match=f"{target} in tf32 is not available on this machine"):
+    with pytest.raises(TargetUnavailableError, match=f"{target} in tf32 cannot be exported on this machine"):
         targets.ready(target, Precision.TF32)
 
 

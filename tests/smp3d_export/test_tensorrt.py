@@ -98,7 +98,7 @@ def test_of_two_forms_the_first_is_built_where_none_can_be_timed(cli) -> None:
     [
         (["--gpu", "9.0"], 2, "--gpu is 9.0, a compute capability that tensorrt_rtx does not build for: it"),
         (["--gpu", "7.5"], 4, "no kernel for encoder.conv1 (Conv)"),
-        (["--precision", "tf32"], 3, "trt-rtx does not have tf32: use --precision fp32, fp16, bf16"),
+        (["--precision", "tf32"], 3, "trt-rtx does not have tf32: use --precision fp32, fp16 or bf16"),
         (
             ["--max", "1,1,1024,1024,2048"],
             4,

@@ -73,7 +73,7 @@ def test_torchscript_has_no_int8(cli) -> None:
     np.save("scan.npy", np.zeros((32, 32, 32), np.float32))
     result = cli(*SMALL, "--to", "torchscript", "--precision", "int8", "--calibration", ".")
     assert result.exit_code == 3
-    assert "torchscript does not have int8: use --precision fp32, fp16, bf16" in result.stderr
+    assert "torchscript does not have int8: use --precision fp32, fp16 or bf16" in result.stderr
 
 
 AOTI = targets.find("aoti").support(Precision.FP32, "cpu")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from smp3d_export.artifact.manifest import PREFIX
 from smp3d_export.backends import exporter
-from smp3d_export.backends.exporter import Exported
+from smp3d_export.backends.exporter import Exported, Support
+from smp3d_export.device import CPU, kind
 from smp3d_export.onnxgraph.graph import copied, save
 from smp3d_export.onnxgraph.opset import check_opset
 from smp3d_export.precision import Precision
@@ -24,8 +25,16 @@ OLDEST_FOR_PLANES = 15
 """The rewrite by planes takes parts of a shape with `Shape`, which older operator sets cannot."""
 
 
+NO_BF16 = "ONNX Runtime has no bfloat16 operators for a CPU"
+
+
 class Exporter(exporter.Exporter):
     """Writes `model.onnx`."""
+
+    def run_support(self, precision: Precision, device: str) -> Support:
+        if precision is Precision.BF16 and kind(device) == CPU:
+            return Support.no(NO_BF16)
+        return Support.yes()
 
     def check(self, settings: Settings) -> None:
         check_opset(settings.opset)

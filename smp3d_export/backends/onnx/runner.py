@@ -8,6 +8,7 @@ import onnxruntime
 
 from smp3d_export.arrays import Outputs, Volume
 from smp3d_export.backends import runner
+from smp3d_export.backends.onnx.exporter import NO_BF16
 from smp3d_export.backends.runner import Artifact
 from smp3d_export.device import gpu_number, kind
 from smp3d_export.errors import TargetUnavailableError, UsageError
@@ -21,7 +22,7 @@ class Runner(runner.Runner):
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
         if artifact.manifest.precision is Precision.BF16 and artifact.device == "cpu":
-            raise TargetUnavailableError("ONNX Runtime has no bfloat16 operators for a CPU")
+            raise TargetUnavailableError(NO_BF16)
         self.device = artifact.device
         try:
             self.session = session(artifact.file, artifact.threads, artifact.device)

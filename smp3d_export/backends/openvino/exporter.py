@@ -47,12 +47,15 @@ class Exporter(exporter.Exporter):
     def support(self, precision: Precision, device: str) -> Support:
         if precision is Precision.INT8 and find_spec("nncf") is None:
             return Support.no("NNCF, which quantises for OpenVINO, is not installed", self.row.install)
+        return self.run_support(precision, device)
+
+    def run_support(self, precision: Precision, device: str) -> Support:
         from smp3d_export.backends.openvino.runner import arithmetic
 
         try:
             arithmetic(precision)
         except TargetUnavailableError as error:
-            return Support.no(str(error), "export in fp32 or fp16")
+            return Support.no(str(error), "use --precision fp32 or fp16")
         return Support.yes()
 
     def check(self, settings: Settings) -> None:

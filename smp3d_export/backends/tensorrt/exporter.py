@@ -62,12 +62,14 @@ WITHOUT: Mapping[tuple[str, Precision], frozenset[str]] = {
 class Exporter(exporter.Exporter):
     """Writes `model.engine`. What was built is read back from the parsed network, and must be what was asked for."""
 
-    def support(self, precision: Precision, device: str) -> Support:
-        if self.row.builds_on_gpu and not hardware.gpus():
+    def run_support(self, precision: Precision, device: str) -> Support:
+        if find_spec("cuda") is None:
+            return Support.no("cuda-python is not installed", self.row.install)
+        here = [gpu["compute_capability"] for gpu in hardware.gpus()]
+        if not self.row.builds_on_gpu and not {*here} & {*self.capabilities()}:
             return Support.no(
-                "TensorRT builds an engine on the GPU that it is for, and this machine has none",
-                "export --to onnx here and, on the machine with the GPU, smp3d-export from model.onnx --to trt; "
-                "or use --to trt-rtx, which builds without one",
+                f"{self.row.title} builds for the compute capabilities {', '.join(self.capabilities())}, and the GPU "
+                f"of this machine has {', '.join(here)}"
             )
         return Support.yes()
 
