@@ -10,6 +10,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from smp3d_export import cgroups
+from smp3d_export.device import gpu_number
+
+ROOT = Path("/")
+"""Where Linux has its files; tests lay out another machine's elsewhere."""
+
 # fmt: off
 PACKAGES = (
     "smp3d-export", "torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "numpy", "openvino", "nncf", "tensorrt",
@@ -20,52 +26,58 @@ PACKAGES = (
 
 def processor() -> str:
     """The processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [line.partition(":")[2].strip() for line in _lines("proc/cpuinfo") if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def cpu_features() -> list[str]:
     """Those instruction sets of this processor that make networks faster."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
+    lines = _lines("proc/cpuinfo")
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
     interesting = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
     return [flag for flag in interesting if flag in flags]
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use: by its affinity, and by the CPU quota of its container.
+
+    A fraction of a core is left out: with more threads than the quota allows, all wait for the one that is paused.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroups.cpu_quota(ROOT)
+    return allowed if quota is None else max(min(allowed, int(quota)), 1)
 
 
 def total_memory() -> int | None:
-    """Bytes of memory of the machine; None where the platform does not tell."""
-    return _meminfo("MemTotal")
+    """Bytes of memory of the machine, or of its container if that has less; None if the platform does not tell."""
+    return _least(_meminfo("MemTotal"), cgroups.memory_limit(ROOT))
 
 
-def available_memory() -> int | None:
-    """Bytes that this process may still take, a container's limit included; None where the platform does not tell."""
-    free = _meminfo("MemAvailable")
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return limit - used if free is None else min(free, limit - used)
+def available_memory(device: str = "cpu") -> int | None:
+    """Bytes that this process may still take on `device`: `cpu`, `cuda` or `cuda:N`.
+
+    On the CPU a container's limit counts. None if the platform does not tell, or if there is no such GPU.
+    """
+    if device != "cpu":
+        return _free_on_gpu(gpu_number(device))
+    return _least(_meminfo("MemAvailable"), cgroups.memory_left(ROOT))
+
+
+def _least(*sizes: int | None) -> int | None:
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def _meminfo(field: str) -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
+    lines = _lines("proc/meminfo")
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file of Linux; none on other systems."""
+    try:
+        return (ROOT / path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def return_free_memory() -> None:
@@ -103,17 +115,45 @@ def gpus() -> list[dict[str, Any]]:
     The driver itself is asked: it is on every Jetson too, as nvidia-smi is not, and numbers them as CUDA's runtime
     does, `CUDA_VISIBLE_DEVICES` included.
     """
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return []
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+    driver, count = _driver(), ctypes.c_int()
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)):
         return []
     return [_gpu(driver, number) for number in range(count.value)]
 
 
-def _gpu(driver: ctypes.CDLL, number: int) -> dict[str, Any]:
+def _driver() -> Any | None:
+    """NVIDIA's driver, ready to be asked; None where there is none that works."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    return None if driver.cuInit(0) else driver
+
+
+def _free_on_gpu(number: int) -> int | None:
+    """Bytes that are free on a GPU, by the driver, which tells it only within a context.
+
+    What another library caches in this process, as PyTorch does, counts as used.
+    """
+    driver, device, context, free, total = (
+        _driver(), ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t(),
+    )  # fmt: skip
+    # The primary context is the one that CUDA's runtime uses: if this process has it, nothing is made.
+    if driver is None or driver.cuDeviceGet(ctypes.byref(device), number):
+        return None
+    if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
+        return None
+    try:
+        if driver.cuCtxPushCurrent_v2(context):
+            return None
+        failed = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+        return None if failed else free.value
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+
+
+def _gpu(driver: Any, number: int) -> dict[str, Any]:
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
     driver.cuDeviceGet(ctypes.byref(device), number)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from smp3d_export import backends
 from smp3d_export.arrays import Volume, volume
 from smp3d_export.contract import ShapeContract
+from smp3d_export.device import CPU
 from smp3d_export.hardware import available_memory
 from smp3d_export.runtime.calibration import Calibration
 from smp3d_export.runtime.volumes import Normalisation, check_channels, crop_to, read_volume
@@ -25,16 +27,19 @@ WORKSPACE = 1.5
 def reference_for(opened: Opened, program: Program, samples: Mapping[str, Volume], request: Request) -> Reference:
     """The reference with the inputs to compare on: volumes at the contract's shapes, and the user's samples.
 
-    A shape whose activations would not fit into the memory of this machine is not run, and says so.
+    A shape whose activations would not fit into the free memory of a device that runs it is not run, and says so.
     """
     contract, calibration = opened.contract, request.calibration
+    devices = {request.device, *(backends.find(target).device(request.device) for target in request.targets)}
+    free = {device: size for device in sorted(devices) if (size := available_memory(device)) is not None}
     cases = []
     for case in seeded(contract, request.source.seed) if calibration is None else calibrated(contract, calibration):
         need = WORKSPACE * program.activations * prod(case.shape) / prod(contract.opt)
-        free = available_memory()
         skip = None
-        if free is not None and need > free:
-            skip = f"it takes about {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        for device, size in free.items():
+            if need > size:
+                where = "of memory" if device == CPU else "on the GPU"
+                skip = f"it takes about {need / 1e9:.1f} GB {where}, and {size / 1e9:.1f} GB are free"
         cases.append(replace(case, skip=skip))
     for name, sample in samples.items():
         cases.append(Case(name, sample.shape, partial(np.copy, sample)))

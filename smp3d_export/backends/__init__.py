@@ -13,7 +13,7 @@ from smp3d_export.backends.exporter import Exported as Exported
 from smp3d_export.backends.exporter import Exporter as Exporter
 from smp3d_export.backends.exporter import Support as Support
 from smp3d_export.backends.exporter import either
-from smp3d_export.device import CPU, kind
+from smp3d_export.device import CPU, CUDA, kind
 from smp3d_export.errors import TargetUnavailableError, UsageError, unknown
 from smp3d_export.precision import Precision
 from smp3d_export.settings import Settings
@@ -66,6 +66,10 @@ class Backend:
     from_onnx: bool = False
     gpu: bool = False
     builds_on_gpu: bool = False
+
+    def device(self, device: str) -> str:
+        """Where an artifact that is loaded for `device` runs: an engine always on a GPU."""
+        return CUDA if self.gpu and device == CPU else device
 
     def exporter(self) -> Exporter:
         return importlib.import_module(f"{self.package}.exporter").Exporter(self)
