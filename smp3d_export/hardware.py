@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,9 @@ from smp3d_export.device import gpu_number
 
 ROOT = Path("/")
 """Where Linux has its files; tests lay out another machine's elsewhere."""
+
+FLAGS = ("flags", "Features")
+"""What /proc/cpuinfo calls them on x86 and on ARM."""
 
 # fmt: off
 PACKAGES = (
@@ -32,10 +36,30 @@ def processor() -> str:
 
 def cpu_features() -> list[str]:
     """Those instruction sets of this processor that make networks faster."""
-    lines = _lines("proc/cpuinfo")
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    flags = cpu_flags()
     interesting = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
     return [flag for flag in interesting if flag in flags]
+
+
+def cpu_flags() -> list[str]:
+    """Everything that the system says this processor has, sorted; empty if it does not say (Windows)."""
+    if sys.platform == "darwin":
+        names = ("machdep.cpu.features", "machdep.cpu.leaf7_features", "hw.optional")
+        done = subprocess.run(["/usr/sbin/sysctl", *names], capture_output=True, text=True, check=False)
+        return flags_of_sysctl(done.stdout)
+    lines = _lines("proc/cpuinfo")
+    return sorted({*next((line.partition(":")[2].split() for line in lines if line.startswith(FLAGS)), [])})
+
+
+def flags_of_sysctl(text: str) -> list[str]:
+    """The flags in what macOS's sysctl prints: lists of words on Intel, `hw.optional.arm.FEAT_BF16: 1` on Apple's."""
+    flags: set[str] = set()
+    for name, _, value in (line.partition(":") for line in text.splitlines()):
+        if name.startswith("machdep.cpu."):
+            flags.update(value.lower().split())
+        elif value.strip() == "1":
+            flags.add(name.rpartition(".")[2].lower())
+    return sorted(flags)
 
 
 def cores() -> int:

@@ -74,6 +74,7 @@ class Manifest:
         label_threshold: above which a voxel of a one-class mask is labelled.
         gflop: work of the network as it was captured, at the optimum shape, in 10⁹ operations.
         versions: of Python and the packages.
+        made_on: the machine that the artifact was made on, as a manifest that was read has it.
         files: size and SHA-256 of every file but the manifest; empty until the artifact is complete.
         run: `here`, or why the artifact was not run.
         parity, throughput: the verdicts as JSON has them.
@@ -89,6 +90,7 @@ class Manifest:
     label_threshold: float = 0.0
     gflop: float | None = None
     versions: Mapping[str, str] = field(default_factory=hardware.versions)
+    made_on: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     run: str = NOT_RUN
     parity: Mapping[str, Any] | Literal["not run"] = NOT_RUN
@@ -147,6 +149,7 @@ class Manifest:
             label_threshold=fields.read("label_threshold", float, 0.0),
             gflop=fields.read("gflop", float, None),
             versions=fields.read("versions", Mapping, {}),
+            made_on=fields.read("hardware", Mapping, {}),
             files=fields.read("files", Mapping, {}),
             run=fields.read("run", str, NOT_RUN),
             parity=fields.read("parity", Mapping, NOT_RUN),

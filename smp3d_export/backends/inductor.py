@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from threading import RLock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from smp3d_export import hardware
 from smp3d_export.arrays import Volume
+from smp3d_export.artifact.manifest import Manifest
 from smp3d_export.backends.exporter import Support
 from smp3d_export.errors import TargetUnavailableError, UsageError
 from smp3d_export.precision import Precision
@@ -29,6 +33,17 @@ if TYPE_CHECKING:
     from smp3d_export.program.capture import Captured
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+COMPILING = RLock()
+"""Held while the compiler is at work, or its settings are not those of the process."""
+
+# Flags of instructions that a compiler may choose by itself, of all that Linux and macOS list. The others tell how the
+# system protects and measures itself: they differ between kernels and virtual machines of one processor.
+INSTRUCTIONS = re.compile(
+    r"3dnow|abm$|adx$|aes|amx|apx|avx|bmi|cmov|cmpccxadd|cx16|f16c|fma|gfni|lahf_lm|mmx|mov|pclmulqdq|pni$|popcnt|sha"
+    r"|sm[34]|sse|ssse|tbm|vaes|vpclmulqdq|xop"  # x86
+    r"|asimd|atomics|bf16|crc32|cssc|ebf16|f8|fcma|feat_|fhm|flagm|fp|frint|i8mm|ilrcpc|jscvt|lrcpc|lut|mops|neon|pmull"
+    r"|sme|sve"  # ARM
+)
 
 SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
@@ -65,42 +80,43 @@ def building_in(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def caching_in(folder: Path) -> Iterator[None]:
-    """Have the compiler look for what it has compiled before, and leave what it compiles, in `folder`."""
-    before = os.environ.get(CACHE)
-    os.environ[CACHE] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[CACHE]
-        else:
-            os.environ[CACHE] = before
+    """Have the compiler look for what it has compiled before, and leave what it compiles, in `folder`.
+
+    One thread at a time: the compiler finds the folder in the environment, which all threads share.
+    """
+    with COMPILING:
+        before = os.environ.get(CACHE)
+        os.environ[CACHE] = str(folder)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[CACHE]
+            else:
+                os.environ[CACHE] = before
 
 
-@contextmanager
-def undecided_is_no() -> Iterator[None]:
-    """Have the compiler say no where it cannot decide something of sizes, as it means to (PyTorch 2.13).
+def decide_undecided() -> None:
+    """Have the compiler say no if it cannot decide something about sizes, as it means to (PyTorch 2.13).
 
-    Its arithmetic of remainders raises for some strides of networks with squeeze and excitation.
+    Its arithmetic of remainders raises for some strides of networks with squeeze and excitation. This changes the
+    compiler once, for as long as the process lives: a change that is taken back would be seen by other threads.
     """
     from torch._inductor.sizevars import SizeVarAllocator
 
-    decide = getattr(SizeVarAllocator, "guard_or_false", None)
-    if decide is None:  # a version that asks in another way
-        yield
-        return
+    with COMPILING:
+        decide = getattr(SizeVarAllocator, "guard_or_false", None)
+        if decide is None or hasattr(decide, "__wrapped__"):  # a version that asks in another way; or done before
+            return
 
-    def decided(self: Any, expression: Any) -> bool:
-        try:
-            return decide(self, expression)
-        except (ValueError, RuntimeError):
-            return False
+        @wraps(decide)
+        def decided(self: Any, expression: Any) -> bool:
+            try:
+                return decide(self, expression)
+            except (ValueError, RuntimeError):
+                return False
 
-    SizeVarAllocator.guard_or_false = decided  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        SizeVarAllocator.guard_or_false = decide
+        SizeVarAllocator.guard_or_false = decided  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def program(
@@ -163,8 +179,34 @@ def aligned(x: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def this_processor() -> dict[str, Any]:
-    """What machine code made here may use."""
-    return {"machine": platform.machine(), "features": hardware.cpu_features()}
+    """What machine code made here may use: the processor, and everything that the system says it has."""
+    return {"machine": platform.machine(), "processor": hardware.processor(), "features": hardware.cpu_flags()}
+
+
+def compiled_for(manifest: Manifest) -> dict[str, Any]:
+    """The processor that an artifact was compiled for.
+
+    Earlier versions recorded no processor with the code, and at most nine features; the manifest has the machine that
+    it was made on.
+    """
+    made_on = manifest.made_on
+    machine = made_on.get("system", "").rpartition(" ")[2]
+    known = {"machine": machine, "processor": made_on.get("processor"), "features": made_on.get("features", [])}
+    return known | dict(manifest.fact("compiled_for", Mapping, {}))
+
+
+def lacking(compiled_for: Mapping[str, Any]) -> list[str]:
+    """What machine code of another processor may use and this one lacks."""
+    here = this_processor()
+    lacks = [flag for flag in compiled_for["features"] if INSTRUCTIONS.match(flag) and flag not in here["features"]]
+    if here["machine"] != compiled_for["machine"]:
+        lacks = [f"the instructions of {compiled_for['machine']}"]
+    return lacks
+
+
+def at_home(compiled_for: Mapping[str, Any]) -> bool:
+    """Whether this is the model of processor that machine code was made on, with all that it had there."""
+    return compiled_for["processor"] == hardware.processor() and not lacking(compiled_for)
 
 
 def check_processor(compiled_for: Mapping[str, Any]) -> None:
@@ -173,13 +215,11 @@ def check_processor(compiled_for: Mapping[str, Any]) -> None:
     Raises:
         TargetUnavailableError: this one is of another kind, or lacks something.
     """
-    here = this_processor()
-    lacks = [feature for feature in compiled_for["features"] if feature not in here["features"]]
-    if here["machine"] != compiled_for["machine"]:
-        lacks = [f"the instructions of {compiled_for['machine']}"]
+    lacks = lacking(compiled_for)
     if lacks:
         raise TargetUnavailableError(
-            f"it was compiled for a processor that has {', '.join(lacks)}, which this one lacks: export it on this one"
+            f"it was compiled for a processor with {', '.join(lacks)}, which this processor lacks: export it on this "
+            "machine"
         )
 
 

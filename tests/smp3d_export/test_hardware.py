@@ -1,4 +1,4 @@
-"""What the machine is: its memory and cores with the limits of a container, its GPUs."""
+"""What the machine is: its memory and cores with the limits of a container, its flags, its GPUs."""
 
 from __future__ import annotations
 
@@ -143,6 +143,18 @@ def test_affinity_limits_cores_below_a_quota(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(hardware, "ROOT", lay_out(tmp_path, files), raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5}, raising=False)
     assert hardware.cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("machdep.cpu.features: FPU SSE4.1 AVX1.0\nmachdep.cpu.leaf7_features: AVX2\n", "avx1.0 avx2 fpu sse4.1"),
+        ("hw.optional.arm.FEAT_BF16: 1\nhw.optional.arm.FEAT_SME: 0\nhw.optional.neon: 1\n", "feat_bf16 neon"),
+        ("", ""),
+    ],
+)
+def test_flags_of_macos(text: str, flags: str) -> None:
+    assert hardware.flags_of_sysctl(text) == flags.split()
 
 
 # The driver's functions that are asked, with the types of its header.

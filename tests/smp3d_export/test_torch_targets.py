@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
+import making
 import numpy as np
 import pytest
 import torch
@@ -22,10 +26,12 @@ from typer.testing import CliRunner
 
 import smp3d_export as smp
 from smp3d_export import backends as targets
-from smp3d_export import runtime
+from smp3d_export import hardware, runtime
 from smp3d_export.artifact import manifest as manifests
+from smp3d_export.artifact.folder import describe_files
 from smp3d_export.backends import inductor
 from smp3d_export.backends.compile import exporter as compile
+from smp3d_export.backends.first_run import signal_of
 from smp3d_export.cli.main import app
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ShapeError, TargetUnavailableError, UsageError
@@ -146,8 +152,8 @@ def test_aoti_takes_the_threads_that_it_is_given(aoti: Path) -> None:
 @pytest.mark.parametrize(
     ("compiled_for", "error"),
     [
-        ({"machine": platform.machine(), "features": ["amx_future"]}, "has amx_future, which this one lacks"),
-        ({"machine": "riscv64", "features": []}, "has the instructions of riscv64, which this one lacks"),
+        ({"machine": platform.machine(), "features": ["amx_future"]}, "with amx_future, which this processor lacks"),
+        ({"machine": "riscv64", "features": []}, "with the instructions of riscv64, which this processor lacks"),
     ],
 )
 def test_aoti_does_not_run_on_a_processor_that_it_was_not_compiled_for(
@@ -157,6 +163,126 @@ def test_aoti_does_not_run_on_a_processor_that_it_was_not_compiled_for(
     manifest = replace(manifest, facts={**manifest.facts, "compiled_for": compiled_for})
     with pytest.raises(TargetUnavailableError, match=error):
         load(aoti, manifest)
+
+
+@needs_compiler
+def test_aoti_records_everything_that_the_processor_has(aoti: Path) -> None:
+    compiled_for = json.loads((aoti / "manifest.json").read_text())["compiled_for"]
+    assert compiled_for["processor"] == hardware.processor()
+    assert compiled_for["features"] == hardware.cpu_flags()
+
+
+def crashing(package: Path, folder: Path) -> None:
+    """Put code into a package that ends its process by SIGILL when it is loaded, as a wrong instruction would."""
+    source = "#include <signal.h>\n__attribute__((constructor)) static void stop(void) { raise(SIGILL); }\n"
+    (folder / "crash.c").write_text(source)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", "crash.so", "crash.c"], cwd=folder, check=True)
+    with zipfile.ZipFile(package) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(package, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, (folder / "crash.so").read_bytes() if name.endswith(".so") else content)
+
+
+def made_elsewhere(artifact: Path) -> None:
+    """Have an artifact say that another model of processor made it, which has nothing that this one lacks."""
+    content = json.loads((artifact / "manifest.json").read_text())
+    content["compiled_for"]["processor"] = "another"
+    content["files"] = describe_files(artifact)
+    (artifact / "manifest.json").write_text(json.dumps(content))
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform == "win32" or not shutil.which("cc"), reason="it compiles a library for POSIX")
+def test_machine_code_that_crashes_on_this_processor_is_an_error(
+    aoti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own: without the error it would be this one that ends."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    net = shutil.copytree(aoti, tmp_path / "net")
+    crashing(net / "model.pt2", tmp_path)
+    made_elsewhere(net)
+    command = [sys.executable, "-P", "-m", "smp3d_export", "verify", str(net)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "crashed with SIGILL in its first run on this processor" in said
+    assert "export it on this machine" in said
+    assert "Traceback" not in said
+
+
+@needs_compiler
+def test_machine_code_runs_in_a_process_of_its_own_once_and_not_at_home(
+    aoti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    net = shutil.copytree(aoti, tmp_path / "net")
+    made_elsewhere(net)
+    python = sys.executable
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    runtime.load(aoti)
+    with pytest.raises(FileNotFoundError):
+        runtime.load(net)
+    monkeypatch.setattr(sys, "executable", python)
+    runtime.load(net)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    image = np.zeros((1, 1, 8, 8, 8), np.float32)
+    assert np.array_equal(runtime.load(net)(image)["masks"], runtime.load(aoti)(image)["masks"])
+
+
+@pytest.mark.parametrize(
+    ("status", "name"), [(0, None), (1, None), (-4, "SIGILL"), (-99, "signal 99"), (0xC000001D, "0xC000001D")]
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="signals have numbers of their own there")
+def test_the_exit_status_tells_the_signal(status: int, name: str | None) -> None:
+    assert signal_of(status) == name
+
+
+CPUINFO = {
+    "x86": "model name\t: A Processor\nflags\t\t: fpu sse2 ssse3 avx avx2 sha_ni hypervisor md_clear\n",
+    "arm": "processor\t: 0\nFeatures\t: fp asimd evtstrm aes sve cpuid bf16\n",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the flags are read as Linux lists them")
+@pytest.mark.parametrize(
+    ("kind", "features", "lacks"),
+    [
+        ("x86", ["fpu", "avx2", "sha_ni"], []),
+        ("x86", ["avx2", "avx512bw", "avx512f", "fma"], ["avx512bw", "avx512f", "fma"]),
+        ("x86", ["avx10_2", "apxf"], ["avx10_2", "apxf"]),  # of a processor to come
+        ("x86", ["avx2", "ibrs_enhanced", "constant_tsc", "vmx"], []),  # of another kernel, or no virtual machine
+        ("x86", ["avx2", "avx_vnni"], ["avx_vnni"]),  # as earlier versions recorded them: nine at the most
+        ("x86", [], []),
+        ("arm", ["asimd", "sve", "bf16"], []),
+        ("arm", ["asimd", "sve2", "i8mm", "atomics"], ["sve2", "i8mm", "atomics"]),
+        ("arm", ["asimd", "ssbs"], []),
+    ],
+)
+def test_instructions_that_this_processor_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, features: list[str], lacks: list[str]
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(CPUINFO[kind])
+    monkeypatch.setattr(hardware, "ROOT", tmp_path)
+    compiled_for = {"machine": platform.machine(), "processor": hardware.processor(), "features": features}
+    assert inductor.lacking(compiled_for) == lacks
+    assert inductor.at_home(compiled_for) == (not lacks)
+    assert not inductor.at_home(compiled_for | {"processor": "another"})
+
+
+def earlier(made_on: dict[str, Any], **facts: Any) -> manifests.Manifest:
+    contract = ShapeContract.of((1, 1, 8, 8, 8), multiple=(8, 8, 8))
+    return making.manifest("aoti", contract, made_on=made_on, facts=facts)
+
+
+def test_an_artifact_of_earlier_versions_was_compiled_for_the_machine_in_its_manifest() -> None:
+    made_on = {"processor": "A", "features": ["avx2"], "system": "Linux x86_64"}
+    known = {"machine": "x86_64", "processor": "A", "features": ["avx2"]}
+    assert inductor.compiled_for(earlier(made_on)) == known  # torch.compile's
+    own = {"machine": "x86_64", "features": ["avx2", "avx512f"]}
+    assert inductor.compiled_for(earlier(made_on, compiled_for=own)) == known | own
+    assert not inductor.at_home(inductor.compiled_for(earlier({})))
 
 
 @needs_compiler
@@ -221,14 +347,16 @@ def test_the_compiler_is_not_given_what_it_gets_wrong(architecture: str, wrong: 
     assert len(named) > len(left) == (1 if architecture == "PSPNet" else 0)  # PSPNet's last has no corners on corners
 
 
-def test_the_compiler_says_no_where_it_cannot_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_says_no_if_it_cannot_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     def undecided(self: object, expression: object) -> bool:
         raise ValueError("Exponent must be non-negative.")
 
     monkeypatch.setattr(SizeVarAllocator, "guard_or_false", undecided, raising=False)
-    with inductor.undecided_is_no():
-        assert SizeVarAllocator.guard_or_false(SizeVarAllocator(), True) is False
-    assert SizeVarAllocator.guard_or_false is undecided
+    inductor.decide_undecided()
+    decided = SizeVarAllocator.guard_or_false
+    assert decided(SizeVarAllocator(), True) is False
+    inductor.decide_undecided()
+    assert SizeVarAllocator.guard_or_false is decided
 
 
 @needs_compiler
@@ -287,6 +415,9 @@ for shape in ((1, 1, 32, 24, 16), (1, 1, 64, 16, 32), (2, 1, 24, 48, 16), (2, 1,
     run(np.zeros(shape, np.float32))
 assert code() == before and before, set(code()) - set(before)
 print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+graphs = counters["stats"]["unique_graphs"]
+run(np.zeros((2, 1, 64, 48, 32), np.float32))
+assert counters["stats"]["unique_graphs"] == graphs == 2
 """
     environment = {**os.environ, inductor.CACHE: str(tmp_path)}
     command = [sys.executable, "-P", "-c", script, str(compiled)]
@@ -324,6 +455,78 @@ def test_compiled_code_is_given_volumes_alone_in_its_own_layout(request: pytest.
     run = runtime.load(request.getfixturevalue(artifact))
     check_layouts(run)
     check_refused(run)
+
+
+@pytest.mark.parametrize("other", [{"processor": "another"}, {"features": ["avx_future"]}, {"machine": "riscv64"}])
+def test_compile_does_not_use_machine_code_of_another_processor(compiled: Path, other: dict) -> None:
+    manifest = manifests.read(compiled)
+    here: Any = load(compiled, manifest)
+    assert list(Path(here.cache.name).rglob("*.so"))
+    compiled_for = {**manifest.facts["compiled_for"], **other}
+    elsewhere: Any = load(compiled, replace(manifest, facts={**manifest.facts, "compiled_for": compiled_for}))
+    assert list(Path(elsewhere.cache.name).iterdir()) == []
+
+
+@needs_compiler
+def test_threads_may_share_a_runner_of_compile(compiled: Path) -> None:
+    """The compiler is at work in one thread at a time, and nothing of what it is told stays behind.
+
+    In a process of its own, whose compiler knows the program again.
+    """
+    script = """
+import os, sys, numpy as np, torch
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from torch._inductor import config
+from smp3d_export import runtime
+from smp3d_export.backends import inductor
+run = runtime.load(sys.argv[1])
+program = torch.export.load(Path(sys.argv[1]) / "program.pt2").module(check_guards=False)
+shapes = [(1, 1, 32, 24, 16), (2, 1, 24, 48, 16), (1, 1, 64, 16, 32), (2, 1, 16, 16, 16)]
+images = [np.random.default_rng(n).standard_normal(shape, np.float32) for n, shape in enumerate(shapes)] * 4
+with ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(lambda image: run(image)["masks"], images))
+for image, masks in zip(images, found, strict=True):
+    with torch.no_grad():
+        expected = program(torch.from_numpy(image))
+    expected = (expected[0] if isinstance(expected, tuple) else expected).numpy()
+    assert np.abs(masks - expected).max() < 1e-4 * np.ptp(expected)
+assert os.environ.get(inductor.CACHE) != run.cache.name and not config.freezing
+"""
+    command = [sys.executable, "-P", "-c", script, str(compiled)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_compiler
+def test_what_the_compiler_is_told_is_taken_back_when_threads_overlap(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second call begins before the first has ended, if it can, and ends after it."""
+    run: Any = runtime.load(compiled)
+    monkeypatch.delenv(inductor.CACHE, raising=False)
+    decide = SizeVarAllocator.guard_or_false
+    began, both, ended = Event(), Event(), Event()
+
+    def compiling(blocks: torch.Tensor) -> torch.Tensor:
+        if len(blocks) == 1:
+            began.set()
+            both.wait(1)
+        else:
+            both.set()
+            ended.wait()
+        return blocks
+
+    run.program.function = compiling
+    first, second = (Thread(target=run, args=(np.zeros((n, 1, 8, 8, 8), np.float32),)) for n in (1, 2))
+    first.start()
+    began.wait()
+    second.start()
+    first.join()
+    ended.set()
+    second.join()
+    assert SizeVarAllocator.guard_or_false is decide
+    assert inductor.CACHE not in os.environ
 
 
 @needs_compiler

@@ -37,9 +37,10 @@ class Exporter(exporter.Exporter):
             "aot_inductor.metadata": dict(settings.metadata),
             "aot_inductor.precompile_headers": False,  # they would stay in the user's cache
         }
+        inductor.decide_undecided()
         try:
             # The compiler treats weights as constants only if nothing could be trained.
-            with warnings.catch_warnings(), inductor.building_in(folder), inductor.undecided_is_no(), torch.no_grad():
+            with warnings.catch_warnings(), inductor.building_in(folder), torch.no_grad():
                 warnings.simplefilter("ignore")
                 aoti_compile_and_package(program, package_path=str(file), inductor_configs=configs)
         except Exception as error:  # the compiler lets whatever a pass of it raises through

@@ -42,7 +42,7 @@ class Exporter(exporter.Exporter):
                 warnings.simplefilter("ignore")
                 torch.export.save(program, program_file, extra_files=dict(settings.metadata))
                 # As the runner will load it: the compiler recognises its own work by every detail.
-                compiled = Compiled(torch.export.load(program_file), variant.contract)
+                compiled = Compiled(torch.export.load(program_file), variant.contract, build)
                 started = time.perf_counter()
                 for shape in shapes:
                     compiled(torch.zeros(shape, device=settings.device))
@@ -50,6 +50,7 @@ class Exporter(exporter.Exporter):
                 pack(build, compiled_file)
         except Exception as error:  # the compiler lets whatever a pass of it raises through
             raise ExportError(f"torch.compile cannot compile the graph: {error}") from error
+        facts["compiled_for"] = inductor.this_processor()
         size = megabytes(compiled_file.stat().st_size)
         return Exported(f"compiled for {len(shapes)} kinds of shapes, {size}", facts)
 

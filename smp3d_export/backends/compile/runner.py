@@ -42,24 +42,31 @@ class Runner(pytorch.Runner):
         program_file, compiled_file = (artifact.folder / name for name in artifact.row.files)
         self.cache = tempfile.TemporaryDirectory(prefix="smp3d-export-")
         try:
-            with zipfile.ZipFile(compiled_file) as archive:
-                archive.extractall(self.cache.name)
+            # Elsewhere its instructions might not be there, which would end the process: the compiler starts anew.
+            if inductor.at_home(inductor.compiled_for(artifact.manifest)):
+                with zipfile.ZipFile(compiled_file) as archive:
+                    archive.extractall(self.cache.name)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that weights could not be looked up on a GPU
                 program = torch.export.load(program_file)
         except (OSError, RuntimeError, zipfile.BadZipFile) as error:
             raise UsageError(f"PyTorch cannot load the program in {str(artifact.folder)!r}: {error}") from error
-        self.program = Compiled(program, self.contract)
+        self.program = Compiled(program, self.contract, Path(self.cache.name))
 
     def forward(self, image: Tensor) -> Any:
-        with inductor.caching_in(Path(self.cache.name)):
-            return self.program(image)
+        return self.program(image)
 
 
 class Compiled:
-    """A program, compiled where it is first called with a kind of shape. The caller says where the compiler caches."""
+    """A program, compiled when it is first called with a kind of shape; the compiler caches in the folder `cache`.
 
-    def __init__(self, program: ExportedProgram, contract: ShapeContract) -> None:
+    Threads may share it. They compile one after another, and run side by side.
+    """
+
+    def __init__(self, program: ExportedProgram, contract: ShapeContract, cache: Path) -> None:
+        inductor.decide_undecided()
+        self.cache = cache
+        self.compiled: set[tuple[Any, ...]] = set()
         volume_axes = contract.axes[2:]
         self.blocks = tuple(axis.multiple for axis in volume_axes)
         self.dynamic = [
@@ -70,12 +77,21 @@ class Compiled:
         self.function = torch.compile(InBlocks(program.module(check_guards=False)))
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        n, _, *sizes = image.shape
         h, w, d = self.blocks
-        blocks = image.contiguous().unflatten(4, (-1, d)).unflatten(3, (-1, w)).unflatten(2, (-1, h))
+        # What makes the compiler start again: another kind of shape, or another number of threads.
+        kind = (n == 1, *(size == k for size, k in zip(sizes, self.blocks, strict=True)), torch.get_num_threads())
+        # As a tensor of its own: of a view, the compiler would take the first image's strides as constants.
+        blocks = image.contiguous().unflatten(4, (-1, d)).unflatten(3, (-1, w)).unflatten(2, (-1, h)).data
         for axis in self.dynamic:
             torch._dynamo.maybe_mark_dynamic(blocks, axis)
-        with settings():
-            outputs = self.function(blocks)
+        if kind in self.compiled:
+            with torch.no_grad():
+                outputs = self.function(blocks)
+        else:
+            with inductor.caching_in(self.cache), settings():
+                outputs = self.function(blocks)
+            self.compiled.add(kind)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
@@ -98,7 +114,6 @@ def settings() -> Iterator[None]:
     """What holds while the compiler may be at work."""
     with (
         torch.no_grad(),
-        inductor.undecided_is_no(),
         torch._inductor.config.patch(dict(inductor.SETTINGS)),
         torch._dynamo.config.patch(recompile_limit=KINDS),
         # Axes that are equal in the first image it sees need not be in the next.
