@@ -1,7 +1,10 @@
 """Every error that reaches a user: one tree, each class with the exit code of the command line."""
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+BUG = "this is a bug in smp3d-export; please report it with the output of --debug"
 
 
 class Smp3dExportError(Exception):
@@ -36,6 +39,10 @@ class ExportError(Smp3dExportError):
     exit_code = 4
 
 
+class RunError(ExportError):
+    """A runtime failed while it ran an artifact."""
+
+
 class ParityError(Smp3dExportError):
     """The artifact does not agree with the eager network."""
 
@@ -46,6 +53,30 @@ class TooSlowError(Smp3dExportError):
     """The artifact is slower than `--min-speedup` asks."""
 
     exit_code = 6
+
+
+def summary(error: BaseException) -> str:
+    """An exception in a line: one of ours as it is, a library's with its type."""
+    if isinstance(error, Smp3dExportError):
+        return str(error)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()[:300]}" if lines else type(error).__name__
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or its cause, says that memory ran out: each library has its own words."""
+    if error is None:
+        return False
+    words = ("out of memory", "not enough memory", "allocate memory", "unable to allocate", "bad_alloc")
+    said = any(text in str(error).lower() for text in words)
+    return said or isinstance(error, MemoryError) or out_of_memory(error.__cause__)
+
+
+def release_frames(error: BaseException | None) -> None:
+    """Let go of what the frames of a traceback hold, volumes and networks for example, and keep its lines."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def unknown(kind: str, name: str, known: Iterable[str], more: str) -> UsageError:

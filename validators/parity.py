@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smp3d_export.contract import written
+from smp3d_export.errors import ExportError, Smp3dExportError, out_of_memory, summary
 from smp3d_export.validators.overlap import Array, Overlap, label_map, overlaps
 from smp3d_export.validators.tolerances import REPEATED, Tolerance
 
@@ -169,10 +170,24 @@ class Reference:
     """The eager network's outputs, computed once for each case however many artifacts are compared."""
 
     def __init__(self, eager: Run, cases: Iterable[Case], *, label_threshold: float = 0.0, keep: bool = False) -> None:
-        self.eager = eager
+        self._eager = eager
         self.cases = tuple(cases)
         self.label_threshold = label_threshold
         self._kept: dict[str, Outputs] | None = {} if keep else None
+
+    def eager(self, image: NDArray[np.float32]) -> Outputs:
+        """Run the network itself.
+
+        Raises:
+            ExportError: it failed.
+        """
+        try:
+            return self._eager(image)
+        except Smp3dExportError:
+            raise
+        except Exception as error:
+            what = f"the network itself failed at the shape {written(image.shape)}"
+            raise ExportError(f"{what}: {summary(error)}") from error
 
     def outputs(self, case: Case, image: NDArray[np.float32]) -> Outputs:
         if self._kept is None:
@@ -190,16 +205,28 @@ def compare(
 ) -> Parity:
     """Run an artifact on the cases of a reference, and measure its outputs.
 
-    `step` is told how far it is.
+    `step` is told how far it is. A case for which the reference has not enough memory is not run.
+
+    Raises:
+        RunError: the artifact failed.
+        ExportError: the reference failed.
     """
     measurements: list[Measurement] = []
+    not_run: list[tuple[str, str]] = []
     cases = reference.cases
     for number, case in enumerate(cases):
         step(number, len(cases), case.name)
         if case.skip is not None:
+            not_run.append((case.name, case.skip))
             continue
         image = case.make()
-        expected = reference.outputs(case, image)
+        try:
+            expected = reference.outputs(case, image)
+        except ExportError as error:
+            if not out_of_memory(error):
+                raise
+            not_run.append((case.name, f"there is not enough memory: {error}"))
+            continue
         found = run(image)
         again = run(image) if case.made_up is not None else {}
         for name, eager in expected.items():
@@ -209,7 +236,6 @@ def compare(
                 repeated = measured(found[name], again[name], REPEATED)
                 result = by_shape(result, case.made_up, repeated)
             measurements.append(result)
-    not_run = [(case.name, case.skip) for case in cases if case.skip is not None]
     return Parity(tuple(measurements), tuple(not_run), tolerance)
 
 

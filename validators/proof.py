@@ -17,7 +17,14 @@ from smp3d_export.artifact import manifest
 from smp3d_export.artifact.manifest import Manifest
 from smp3d_export.backends.exporter import Exported
 from smp3d_export.contract import ShapeContract
-from smp3d_export.errors import ParityError, Smp3dExportError, TargetUnavailableError, TooSlowError
+from smp3d_export.errors import (
+    ParityError,
+    Smp3dExportError,
+    TargetUnavailableError,
+    TooSlowError,
+    out_of_memory,
+    summary,
+)
 from smp3d_export.precision import Precision
 from smp3d_export.progress import Reporter
 from smp3d_export.runtime import Runner
@@ -66,11 +73,10 @@ class Proof:
         write_golden(self._golden(runner, exported), contract, request.source.seed, folder)
         parity = self._parity(runner, exported, target)
         overflow = self._overflow(exported.graph, parity)
-        throughput = None
-        if request.bench and runner is not None:
-            throughput = self._throughput(runner).with_costs(
-                build_seconds, peak_memory(folder, self.threads, request.device), hardware.cores()
-            )
+        throughput = self._throughput(runner) if request.bench and runner is not None else None
+        if throughput is not None:
+            peak = peak_memory(folder, self.threads, request.device)
+            throughput = throughput.with_costs(build_seconds, peak, hardware.cores())
         files = artifact.describe_files(folder)
         complete = replace(
             description,
@@ -171,7 +177,17 @@ class Proof:
 
         return Emulation(graph, self.threads)
 
-    def _throughput(self, runner: Runner) -> Throughput:
+    def _throughput(self, runner: Runner) -> Throughput | None:
+        """The speed of an artifact; None if there is not enough memory for it and for what it is timed against."""
+        try:
+            return self._timed(runner)
+        except Exception as error:
+            if not out_of_memory(error) or self.request.min_speedup is not None:
+                raise
+            self.reporter.say(f"speed was not measured: {summary(error)}", style="yellow")
+            return None
+
+    def _timed(self, runner: Runner) -> Throughput:
         shape = runner.contract.opt
         image = volume(shape, self.request.source.seed)
         with self.reporter.stage("speed") as stage:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeVar, final
 
 from numpy.typing import ArrayLike
 
 from smp3d_export.arrays import Outputs, Volume, as_volume
 from smp3d_export.artifact.manifest import Manifest
+from smp3d_export.contract import written
+from smp3d_export.errors import RunError, Smp3dExportError, summary
 
 if TYPE_CHECKING:
     from smp3d_export.backends import Backend
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,9 @@ class Runner(abc.ABC):
         Raises:
             UsageError: `image` does not hold real numbers.
             ShapeError: it is outside the contract; no backend is asked to cope with it.
+            RunError: the runtime failed.
         """
-        return self._run(self._admitted(image))
+        return self._admitted(self._run, image)
 
     @final
     def seconds(self, image: ArrayLike) -> float | None:
@@ -71,14 +77,21 @@ class Runner(abc.ABC):
         Raises:
             UsageError: `image` does not hold real numbers.
             ShapeError: it is outside the contract.
+            RunError: the runtime failed.
         """
-        return self._timed(self._admitted(image))
+        return self._admitted(self._timed, image)
 
-    def _admitted(self, image: ArrayLike) -> Volume:
-        """The image as backends take it, which the contract admits."""
+    def _admitted(self, run: Callable[[Volume], Result], image: ArrayLike) -> Result:
+        """Run on an image as backends take it, if the contract admits it."""
         volume = as_volume(image)
         self.contract.check(volume.shape)
-        return volume
+        try:
+            return run(volume)
+        except Smp3dExportError:
+            raise
+        except Exception as error:
+            what = f"the {self.manifest.target} artifact failed at the shape {written(volume.shape)}"
+            raise RunError(f"{what}: {summary(error)}") from error
 
     @abc.abstractmethod
     def _run(self, image: Volume) -> Outputs: ...
