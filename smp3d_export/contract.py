@@ -35,6 +35,21 @@ class Axis:
     def accepts(self, size: int) -> bool:
         return self.min <= size <= self.max and size % self.multiple == 0
 
+    @classmethod
+    def from_dict(cls, name: str, row: Mapping[str, Any]) -> Axis:
+        """The axis that JSON holds, if it has this name and makes sense.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not such an axis.
+        """
+        axis = cls(**row)
+        sizes = (axis.min, axis.opt, axis.max)
+        if not all(type(size) is int and size > 0 for size in (*sizes, axis.multiple)):
+            raise TypeError("sizes are whole numbers from 1 up")
+        if axis.name != name or sorted(sizes) != [*sizes] or any(size % axis.multiple for size in sizes):
+            raise ValueError("sizes are multiples, in order")
+        return axis
+
     def __str__(self) -> str:
         if not self.dynamic:
             return f"{self.name} {self.opt}"
@@ -239,8 +254,13 @@ class ShapeContract:
 
     @classmethod
     def from_dict(cls, rows: Sequence[Mapping[str, Any]]) -> ShapeContract:
-        axes = [Axis(**row) for row in rows]
-        return cls((axes[0], axes[1], axes[2], axes[3], axes[4]))
+        """The contract that JSON holds.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not a contract.
+        """
+        n, c, h, w, d = (Axis.from_dict(name, row) for name, row in zip(AXES, rows, strict=True))
+        return cls((n, c, h, w, d))
 
     def __str__(self) -> str:
         return " · ".join(str(axis) for axis in self.axes)

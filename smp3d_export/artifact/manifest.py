@@ -38,6 +38,22 @@ class Model:
     def name(self) -> str:
         return f"{self.architecture.lower()}/{self.encoder}"
 
+    def difference(self, other: Model) -> tuple[str, str] | None:
+        """What tells this network and another one apart, weights aside: how to call each; None if they are the same.
+
+        An argument that only one of them names is taken as equal: earlier versions left out those of which the default
+        was used.
+        """
+        if self.name != other.name:
+            return self.name, other.name
+        for name in sorted({*self.arguments} & {*other.arguments} - {"encoder_weights", "encoder_name"}):
+            mine, theirs = self.arguments[name], other.arguments[name]
+            if mine != theirs:
+                return f"{self.name} with {name} {mine}", f"{other.name} with {name} {theirs}"
+        if self.parameters != other.parameters:
+            return f"{self.name} with {self.parameters} parameters", f"{other.name} with {other.parameters}"
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "architecture": self.architecture,
@@ -138,11 +154,10 @@ class Manifest:
             UsageError: a key is missing, or its value is of another kind.
         """
         fields = Fields(content, where)
-        rows = fields.read("outputs", Sequence)
         return cls(
             model=Model.from_dict(fields.inner("model")),
             contract=fields.made("contract", ShapeContract.from_dict),
-            outputs=fields.made("outputs", lambda _: {row["name"]: len(row["axes"]) for row in rows}),
+            outputs=fields.made("outputs", checked_outputs),
             target=fields.read("target", str, ""),
             precision=fields.made("precision", Precision, Precision.FP32),
             device=fields.read("device", str, "cpu"),
@@ -150,7 +165,7 @@ class Manifest:
             gflop=fields.read("gflop", float, None),
             versions=fields.read("versions", Mapping, {}),
             made_on=fields.read("hardware", Mapping, {}),
-            files=fields.read("files", Mapping, {}),
+            files=fields.made("files", checked_files, {}),
             run=fields.read("run", str, NOT_RUN),
             parity=fields.read("parity", Mapping, NOT_RUN),
             throughput=fields.read("throughput", Mapping, NOT_RUN),
@@ -168,6 +183,31 @@ class Manifest:
     @property
     def name(self) -> str:
         return self.model.name
+
+
+def checked_outputs(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The names of outputs and their numbers of axes.
+
+    Raises:
+        KeyError, TypeError, ValueError: there are none, or one has no name or other axes.
+    """
+    outputs = {row["name"]: len(row["axes"]) for row in rows}
+    if not outputs or not all(isinstance(name, str) and name for name in outputs):
+        raise ValueError("an output has a name")
+    if not all(axes in OUTPUT_AXES for axes in outputs.values()):
+        raise ValueError("an output has as many axes as there are names for")
+    return outputs
+
+
+def checked_files(files: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """The files that a manifest lists.
+
+    Raises:
+        AttributeError, KeyError, TypeError: they are not listed with size and hash.
+    """
+    if not all(isinstance(found["bytes"], int) and isinstance(found["sha256"], str) for found in files.values()):
+        raise TypeError("a size is a number, and a hash a text")
+    return files
 
 
 OWN = frozenset(
@@ -236,16 +276,29 @@ def read(folder: Path) -> Manifest:
         content = json.loads(path.read_text("utf-8"))
     except OSError:
         raise UsageError(f"{str(folder)!r} is not an artifact: it has no {FILE}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{str(path)!r} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f"{str(path)!r} does not have the format {FORMAT!r}")
     return Manifest.from_dict(content, repr(str(path)))
 
 
+def content_of(folder: Path) -> Mapping[str, Any]:
+    """What a manifest of ours holds, of whatever version; nothing if there is none."""
+    try:
+        content = json.loads((folder / FILE).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    ours = isinstance(content, dict) and str(content.get("format")).startswith("smp3d-export/")
+    return content if ours else {}
+
+
 def is_artifact(folder: Path) -> bool:
     """Whether a folder has a manifest of ours, of whatever version."""
-    try:
-        return str(json.loads((folder / FILE).read_text("utf-8")).get("format", "")).startswith("smp3d-export/")
-    except (OSError, ValueError, AttributeError):
-        return False
+    return bool(content_of(folder))
+
+
+def target_of(folder: Path) -> str | None:
+    """The target of an artifact, as far as its manifest can be read."""
+    target = content_of(folder).get("target")
+    return target if isinstance(target, str) else None

@@ -12,6 +12,7 @@ from torch import Tensor
 from smp3d_export.arrays import Outputs, Volume
 from smp3d_export.backends import runner
 from smp3d_export.backends.runner import Artifact
+from smp3d_export.errors import UsageError
 
 
 class Runner(runner.Runner):
@@ -33,6 +34,8 @@ class Runner(runner.Runner):
     def _run(self, image: Volume) -> Outputs:
         outputs = self.forward(torch.from_numpy(image).to(self.device))
         outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        if len(outputs) != len(self.names):
+            raise UsageError(f"the artifact has {len(outputs)} outputs, and its manifest lists {self.names}")
         return {name: output.cpu().numpy() for name, output in zip(self.names, outputs, strict=True)}
 
     def _timed(self, image: Volume) -> float | None:

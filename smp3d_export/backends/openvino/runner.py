@@ -32,8 +32,11 @@ def arithmetic(precision: str, preferred: str | None = None) -> str:
 
     Raises:
         TargetUnavailableError: it is bf16, and the processor has no instructions for that.
+        UsageError: there is no such arithmetic.
     """
     preferred = preferred or PREFERRED[precision]
+    if preferred not in PREFERRED.values():
+        raise UsageError(f"the manifest is damaged: 'arithmetic' is {preferred!r}. Export the artifact again")
     if preferred == "f32" or CAPABILITIES[preferred] in capabilities():
         return preferred
     if precision == "bf16":
@@ -67,8 +70,11 @@ class Runner(runner.Runner):
             raise TargetUnavailableError(f"OpenVINO computes in {self.arithmetic} here, though {wanted} was asked for")
         self.request = self.model.create_infer_request()
         # OpenVINO may add names of operators that it merged into an output.
-        ours = {*artifact.manifest.outputs}
-        self.outputs = {(ours & output.names).pop(): number for number, output in enumerate(self.model.outputs)}
+        found = [output.names & {*artifact.manifest.outputs} for output in self.model.outputs]
+        if not all(found) or len(found) != len(artifact.manifest.outputs):
+            names = [", ".join(sorted(output.names)) for output in self.model.outputs]
+            raise UsageError(f"{str(artifact.file)!r} has the outputs {names}, which its manifest does not say")
+        self.outputs = {names.pop(): number for number, names in enumerate(found)}
 
     def _run(self, image: Volume) -> Outputs:
         self.request.infer([image], share_inputs=True)
