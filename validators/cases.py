@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -86,10 +87,20 @@ def read_samples(
         UsageError: a file is no volume, or does not fit the contract.
     """
     samples = {}
-    for path in paths:
+    for path, name in named(paths).items():
         sample = read_volume(path, normalisation)
         check_channels(path, sample.shape, contract.opt[1])
         fitting = crop_to(contract, sample)
         cut = "" if fitting.shape == sample.shape else f" (its centre, of {'×'.join(map(str, sample.shape[2:]))})"
-        samples[f"{path.name}{cut}"] = fitting
+        samples[f"{name}{cut}"] = fitting
     return samples
+
+
+def named(paths: Iterable[Path]) -> dict[Path, str]:
+    """Files, none twice, by their names with as many folders in front as it takes to tell them apart."""
+    distinct = {path.resolve(): path for path in paths}
+    ends = {
+        path: ["/".join(whole.parts[-n:]) for n in range(1, len(whole.parts) + 1)] for whole, path in distinct.items()
+    }
+    counts = Counter(end for several in ends.values() for end in several)
+    return {path: next(end for end in several if counts[end] == 1) for path, several in ends.items()}
