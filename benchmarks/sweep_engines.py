@@ -20,7 +20,6 @@ from common import CLASSES, ROOT, Pair, Record, families, listed, provenance, ta
 
 from smp3d_export import hardware
 from smp3d_export.architectures import ARCHITECTURES
-from smp3d_export.artifact import folder as artifact
 from smp3d_export.backends import find
 from smp3d_export.encoders import ENCODERS
 from smp3d_export.errors import ParityError
@@ -80,8 +79,8 @@ def built(pair: Pair, precision: Precision) -> Record:
             bench=False,
         )
         (verdict,) = run(request).verdicts
-        if isinstance(verdict.error, ParityError):  # it was built all the same, and is kept beside
-            place = artifact.failed_place(place)
+        if isinstance(verdict.error, ParityError) and verdict.folder:  # it was built all the same, and is kept beside
+            place = verdict.folder
         elif verdict.error is not None:
             return row | {"error": str(verdict.error)}
         manifest = json.loads((place / "manifest.json").read_text())

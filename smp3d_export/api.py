@@ -51,6 +51,7 @@ def export(
     samples: Sequence[File] = (),
     normalize: Literal["zscore"] | tuple[float, float] | None = None,
     output: File | None = None,
+    force: bool = False,
     bench: bool = True,
     min_speedup: float | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -85,6 +86,7 @@ def export(
         samples: volumes to compare on besides the seeded ones: `.npy`, `.npz` or NIfTI.
         normalize: how samples and calibration volumes are normalised: (mean, standard deviation) or `zscore`.
         output: the artifact's folder; by default one in the working directory, named after the network.
+        force: replace the artifact of another network in that folder.
         bench: whether to measure speed.
         min_speedup: the least ratio of eager time to the artifact's.
         arguments: constructor arguments of a network by name.
@@ -134,6 +136,7 @@ def export(
         opset=opset,
         optimise=None if optimise is None else optimise_named(optimise),
         output=None if output is None else Path(output),
+        force=force,
         bench=bench,
         min_speedup=min_speedup,
     )
@@ -144,10 +147,14 @@ def verify(folder: File, *, threads: int | None = None, device: str = "cpu", pro
     """Prove an artifact, or each artifact in a folder, again on this machine: its hashes, then its golden input.
 
     Args:
-        folder: the artifact's folder, or one with several of them.
+        folder: the artifact's folder, or one with several of them, at any level.
         threads: CPU threads; by default the backend chooses.
         device: `cpu`, `cuda` or `cuda:N`.
         progress: print stages to stderr.
+
+    Returns:
+        A verdict for each artifact. One that is damaged, cannot run or differs does not raise: see
+        `Report.raise_for_failure`.
 
     Raises:
         UsageError: there is no artifact.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from smp3d_export import hardware
-from smp3d_export.artifact import folder as artifact
-from smp3d_export.errors import ExportError, Smp3dExportError
+from smp3d_export import backends, hardware
+from smp3d_export.artifact.staging import Staging, staged
+from smp3d_export.errors import ExportError, Smp3dExportError, UsageError, release_frames, summary
 from smp3d_export.making import make
 from smp3d_export.progress import Reporter
 from smp3d_export.sources.request import Opened, Program, Request
@@ -19,7 +18,8 @@ from smp3d_export.validators.verdict import Report, Verdict
 def run(request: Request, reporter: Reporter | None = None) -> Report:
     """Export a network, prove every artifact equal to it, and measure it.
 
-    What fails for one target alone stands in its verdict; the others are exported all the same.
+    What fails for one target alone stands in its verdict; the others are exported all the same. An artifact goes to its
+    place as soon as it is finished. What ends the rest, an error or Ctrl-C, leaves it there, and nothing unfinished.
 
     Raises:
         UsageError: something in the request is wrong.
@@ -29,34 +29,49 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
     reporter = reporter or Reporter()
     request = request.source.complete(request)
     request.check_volumes()
-    artifact.check_replaceable(request.folder)
-    opened = request.source.open(request)
-    samples = read_samples(request.samples, request.normalisation, opened.contract)
-    if request.calibration is not None:
-        with reporter.working("reading the calibration volumes"):
-            request.calibration.check(opened.contract)
-    introduce(opened, reporter)
-    with artifact.staged(request.folder, several=request.several) as staging:
+    with staged(request.folder, {name: backends.find(name).files for name in request.targets}) as staging:
+        opened = request.source.open(request)
+        samples = read_samples(request.samples, request.normalisation, opened.contract)
+        if request.calibration is not None:
+            with reporter.working("reading the calibration volumes"):
+                request.calibration.check(opened.contract)
+        introduce(opened, request, staging, reporter)
         program = opened.program(request, reporter).observing(samples.values())
         reference = reference_for(opened, program, samples, request)
         baselines = opened.baselines(request.settings.precision)
         threads = request.threads or hardware.cores()
         proof = Proof(request, reference, baselines, threads, reporter)
-        verdicts = tuple(deliver(target, program, proof, staging) for target in request.targets)
+        try:
+            verdicts = tuple(deliver(target, program, proof, staging) for target in request.targets)
+        except BaseException:
+            if staging.published:
+                reporter.say(f"finished before: {', '.join(map(str, staging.published))}")
+            raise
     return Report(network=opened.name, verdicts=verdicts)
 
 
-def introduce(opened: Opened, reporter: Reporter) -> None:
-    """Say which network this is, and for which shapes."""
+def introduce(opened: Opened, request: Request, staging: Staging, reporter: Reporter) -> None:
+    """Say which network this is, for which shapes, and what it replaces.
+
+    Raises:
+        UsageError: another network's artifact stands in its place.
+    """
+    precision = request.settings.precision
+    replaced = staging.place.check_network(
+        opened.model, opened.contract, precision, request.targets, force=request.force
+    )
+    replaced = [*replaced]
     for line in opened.introduction():
         reporter.say(line)
+    for line in replaced:
+        reporter.say(line, style="yellow")
     reporter.say(f"{opened.contract}\n")
 
 
-def deliver(target: str, program: Program, proof: Proof, staging: artifact.Staging) -> Verdict:
-    """Make and prove one target's artifact. If it fails, its verdict says so, and what it made is dropped.
+def deliver(target: str, program: Program, proof: Proof, staging: Staging) -> Verdict:
+    """Make and prove one target's artifact, and put it in its place.
 
-    What misses parity is set aside for study.
+    If it fails, its verdict says so, and what it made is dropped. What misses parity is set aside for study.
     """
     request = proof.request
     try:
@@ -65,13 +80,14 @@ def deliver(target: str, program: Program, proof: Proof, staging: artifact.Stagi
         verdict = proof.of(folder, made.exported, made.manifest, made.seconds)
     except Exception as error:  # noqa: BLE001  whatever a library raises must not lose the other targets' artifacts
         staging.discard(target)
+        release_frames(error)
         if not isinstance(error, Smp3dExportError):
-            failure = ExportError(f"{type(error).__name__}: {error}")
+            failure = ExportError(summary(error))
             failure.__cause__ = error
             error = failure
         return Verdict(target=target, precision=request.settings.precision, folder=None, error=error)
-    place = request.folder
-    if verdict.parity is not None and not verdict.parity.passed:
-        staging.set_aside(target)
-        place = artifact.failed_place(request.folder)
-    return replace(verdict, folder=place / target if request.several else Path(place))
+    passed = verdict.parity is None or verdict.parity.passed
+    try:
+        return replace(verdict, folder=staging.publish(target) if passed else staging.set_aside(target))
+    except UsageError as error:
+        return replace(verdict, folder=None, error=error if passed else verdict.error)

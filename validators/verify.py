@@ -30,7 +30,7 @@ def verify(
     folders = artifact.find(folder)
     manifests = {place: read(place) for place in folders}
     for place, manifest in manifests.items():
-        artifact.check_files(place, manifest)
+        artifact.check_files(place, manifest, ())
     verdicts = tuple(prove(place, manifest, reporter, threads, device) for place, manifest in manifests.items())
     return Report(network=next(iter(manifests.values())).name, verdicts=verdicts)
 

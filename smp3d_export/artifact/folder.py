@@ -1,160 +1,84 @@
-"""The artifact on disk: a folder that appears whole or not at all, and the hashes of its files."""
+"""The artifact on disk: finding it, its files and their hashes, and what lies beside them."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import glob
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from smp3d_export.artifact.manifest import FILE as MANIFEST
-from smp3d_export.artifact.manifest import Manifest, is_artifact
+from smp3d_export.artifact.manifest import Manifest, content_of, is_artifact
 from smp3d_export.errors import UsageError
 
 GOLDEN = "golden.npz"
-PARTIAL = ".partial"
+FAILED = ".failed"
+"""The ending of the folder for artifacts that missed parity."""
 
 
-class Staging:
-    """The folders of an export while they are filled; see `staged`."""
+@dataclass(frozen=True)
+class Found:
+    """The artifacts in a folder, and a line on each folder that was skipped."""
 
-    def __init__(self, root: Path, *, several: bool) -> None:
-        self.good = root / "good"
-        self.failed = root / "failed"
-        self.several = several
-
-    def folder(self, target: str) -> Path:
-        """An empty folder for a target's artifact: the export's own, or a subfolder where there are several."""
-        folder = self._of(self.good, target)
-        folder.mkdir(parents=True)
-        return folder
-
-    def discard(self, target: str) -> None:
-        """Drop what a target made."""
-        shutil.rmtree(self._of(self.good, target), ignore_errors=True)
-
-    def set_aside(self, target: str) -> None:
-        """Publish what a target made at `NAME.failed`, for study."""
-        self.failed.mkdir(exist_ok=True) if self.several else None
-        self._of(self.good, target).rename(self._of(self.failed, target))
-
-    def _of(self, folder: Path, target: str) -> Path:
-        return folder / target if self.several else folder
+    artifacts: tuple[Path, ...]
+    skipped: tuple[str, ...]
 
 
-@contextlib.contextmanager
-def staged(place: Path, *, several: bool = False) -> Iterator[Staging]:
-    """Fill a temporary sibling of `place`; it takes that name at the end, and is gone where anything went wrong.
-
-    A folder that stands at `place` is replaced if it is an artifact, holds only artifacts, or is empty. What was set
-    aside as failed goes to `NAME.failed` beside it.
+def find(folder: Path) -> list[Path]:
+    """The artifacts in a folder, at all levels; the folder may be one itself.
 
     Raises:
-        UsageError: `place` holds something else, or cannot be written.
+        UsageError: there is none.
     """
-    check_replaceable(place)
-    made = make_parents(place)
-    try:
-        remove_stale(place)
-        temporary = place.parent / f".{place.name}.{os.getpid()}{PARTIAL}"
-        temporary.mkdir()
-    except OSError as error:
-        remove_empty(made)
-        raise unwritable(place, error) from error
-    staging = Staging(temporary, several=several)
-    try:
-        yield staging
-        for folder, name in ((staging.failed, failed_place(place)), (staging.good, place)):
-            if folder.is_dir() and any(folder.iterdir()):
-                publish(folder, name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        remove_empty(made)
+    return list(search(folder).artifacts)
 
 
-def failed_place(place: Path) -> Path:
-    return place.with_name(f"{place.name}.failed")
+def search(folder: Path) -> Found:
+    """The artifacts in a folder, at all levels, with those that are damaged.
 
-
-def remove_stale(place: Path) -> None:
-    """Remove the temporary folders of exports to the same place that were killed."""
-    for folder in place.parent.glob(f".{glob.escape(place.name)}.*{PARTIAL}"):
-        pid = folder.name.removesuffix(PARTIAL).rpartition(".")[2]
-        if pid.isdigit() and (int(pid) == os.getpid() or not alive(int(pid))):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's, or a platform that will not say
-        return True
-    return True
-
-
-def check_replaceable(place: Path) -> None:
-    """Refuse to overwrite what is not an artifact of ours.
+    Hidden folders are passed over, and so are links to folders, unless such a folder is an artifact. Artifacts that
+    missed parity are skipped, unless `folder` names them.
 
     Raises:
-        UsageError: `place` is a file, or a folder with other things in it.
+        UsageError: there is none.
     """
-    try:
-        if not place.exists() and not place.is_symlink():
-            return
-        entries = list(place.iterdir()) if place.is_dir() else None
-    except OSError as error:
-        raise unwritable(place, error) from error
-    if entries is None:
-        raise UsageError(f"{str(place)!r} is a file: give another folder with -o")
-    if entries and not is_artifact(place) and not all(is_artifact(entry) for entry in entries):
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {str(folder)!r}")
+    found: dict[str, Path] = {}
+    skipped: list[str] = []
+    for place, entries in walk(folder, skipped):
+        if is_artifact(place) or {MANIFEST, GOLDEN} <= entries:
+            found.setdefault(os.path.realpath(place), place)
+        elif GOLDEN in entries:
+            skipped.append(f"{place} is skipped: it has a {GOLDEN} but no {MANIFEST}")
+        elif MANIFEST in entries:
+            skipped.append(f"{place} is skipped: its {MANIFEST} is not an artifact's")
+    if not found:
+        reasons = "".join(f"\n{line}" for line in skipped)
         raise UsageError(
-            f"{str(place)!r} is a folder with other things in it (no {MANIFEST} of ours), "
-            "and is not overwritten: give another with -o"
+            f"{str(folder)!r} is not an artifact, and holds none: there is no {MANIFEST} of ours in it{reasons}"
         )
+    return Found(tuple(found.values()), tuple(skipped))
 
 
-def publish(folder: Path, place: Path) -> None:
-    """Give a finished folder its name; what stood there is put aside first and removed last."""
-    check_replaceable(place)
-    aside = folder.with_name(f"{folder.name}.replaced")
-    if place.exists():
-        place.rename(aside)
-    try:
-        folder.rename(place)
-    except OSError:
-        if aside.exists():
-            aside.rename(place)
-        raise
+def walk(folder: Path, skipped: list[str]) -> Iterator[tuple[Path, set[str]]]:
+    """The folders that may be artifacts, each with the names in it; says which were skipped."""
 
+    def unreadable(error: OSError) -> None:
+        skipped.append(f"{error.filename} is skipped: {(error.strerror or str(error)).lower()}")
 
-def make_parents(place: Path) -> list[Path]:
-    """Make the folders above `place` and say which were made, the outermost last."""
-    missing = [parent for parent in place.absolute().parents if not parent.exists()]
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        remove_empty(missing)
-        raise unwritable(place, error) from error
-    return missing
-
-
-def remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
-def unwritable(place: Path, error: OSError) -> UsageError:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    hint = "free some space" if error.errno == errno.ENOSPC else "give a folder that can be with -o"
-    return UsageError(f"the output folder {str(place)!r} cannot be written ({reason.lower()}): {hint}")
+    for top, folders, files in os.walk(folder, onerror=unreadable):
+        place = Path(top)
+        yield place, {*files}
+        visible = [name for name in sorted(folders) if not name.startswith(".")]
+        failed = [name for name in visible if name.endswith(FAILED)]
+        skipped += [f"{place / name} is skipped: what missed parity is there" for name in failed]
+        folders[:] = [name for name in visible if name not in failed]
+        for link in (place / name for name in folders if (place / name).is_symlink()):
+            if is_artifact(link):
+                yield link, set()
 
 
 def sha256(path: Path) -> str:
@@ -162,47 +86,80 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def describe(path: Path) -> dict[str, Any]:
+    """Size and hash of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and hash of every file of an artifact but the manifest."""
+    """Size and hash of every file of a finished artifact but the manifest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
-    }
+    return {path.relative_to(folder).as_posix(): describe(path) for path in files}
 
 
-def find(folder: Path) -> list[Path]:
-    """The artifact that a folder is, or those that it holds.
-
-    Raises:
-        UsageError: it is none and holds none.
-    """
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {str(folder)!r}")
-    if is_artifact(folder):
-        return [folder]
-    found = sorted(entry for entry in folder.iterdir() if is_artifact(entry))
-    if not found:
-        raise UsageError(f"{str(folder)!r} is no artifact, and holds none: there is no {MANIFEST} of ours in it")
-    return found
+def listed(folder: Path) -> list[str]:
+    """The files that an artifact's manifest lists, by relative path, as far as it can be read; none outside."""
+    files = content_of(folder).get("files")
+    return [name for name in files if inside(name)] if isinstance(files, dict) else []
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
+def inside(name: str) -> bool:
+    """Whether a relative path stays in its folder."""
+    path = PurePosixPath(name)
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
+def foreign(folder: Path) -> list[str]:
+    """What lies in an artifact's folder beside it: files, links and empty folders, by relative path."""
+    ours = {MANIFEST, *listed(folder)}
+    found = []
+    for top, folders, files in os.walk(folder):
+        place = Path(top)
+        entries = [place / name for name in (*files, *(name for name in folders if (place / name).is_symlink()))]
+        if not folders and not files:
+            entries = [place]
+        found += [entry.relative_to(folder).as_posix() for entry in entries]
+    return sorted(name for name in found if name not in ours)
+
+
+def check_files(folder: Path, manifest: Manifest, loaded: Collection[str]) -> list[str]:
     """Compare an artifact's files with what its manifest says of them.
 
+    Args:
+        loaded: the names of the files that its runtime loads.
+
+    Returns:
+        What lies in the folder and is not part of the artifact.
+
     Raises:
-        UsageError: one is missing, has changed, or is not mentioned.
+        UsageError: a file is missing, has changed, or is not mentioned though it is loaded.
     """
-    listed, found = manifest.files, describe_files(folder)
-    if GOLDEN not in listed:
+    if GOLDEN not in manifest.files:
         raise UsageError(f"{str(folder)!r} was not finished: its manifest does not list its files")
-    for name in sorted({*listed, *found}):
-        if name not in found:
+    beside = foreign(folder)
+    for name in sorted({*manifest.files, *loaded}):
+        path = folder / name
+        if not inside(name):
+            what = "is outside the folder of the artifact that lists it"
+        elif not path.is_file():
             what = "is missing"
-        elif name not in listed:
+        elif name not in manifest.files:
             what = "is not in the manifest"
-        elif listed[name] != found[name]:
-            what = f"is not what the manifest says: its SHA-256 is {found[name]['sha256'][:12]}..., not "
-            what += f"{listed[name]['sha256'][:12]}..."
+        elif (wanted := manifest.files[name]) != (found := describe(path)):
+            what = "is not what the manifest says: its SHA-256 is "
+            what += f"{found['sha256'][:12]}..., not {wanted['sha256'][:12]}..."
         else:
             continue
-        raise UsageError(f"{str(folder / name)!r} {what}. Copy the artifact anew, or export it again")
+        raise UsageError(f"{str(path)!r} {what}. Copy the artifact anew, or export it again")
+    for name in beside:
+        if any(name.startswith(f"{own}.") for own in loaded):  # where a runtime keeps weights
+            raise UsageError(
+                f"{str(folder / name)!r} is not in the manifest, and may be loaded with the artifact: remove it, or "
+                "export the artifact again"
+            )
+    return [name for name in beside if not within_artifact(folder, name)]
+
+
+def within_artifact(folder: Path, name: str) -> bool:
+    """Whether a file in an artifact's folder is part of another artifact, in a folder below."""
+    return any(is_artifact(folder / parent) for parent in PurePosixPath(name).parents if parent.name)

@@ -19,7 +19,7 @@ from smp3d_export.architectures import architecture_spec
 from smp3d_export.cli import options, parsing
 from smp3d_export.cli.group import SETTINGS, Job, Jobs, MainJob
 from smp3d_export.cli.help import MAIN
-from smp3d_export.cli.outcome import deliver, reporting
+from smp3d_export.cli.outcome import deliver, print_tracebacks, reporting
 from smp3d_export.device import checked
 from smp3d_export.encoders import encoder_spec
 from smp3d_export.errors import UsageError
@@ -80,6 +80,7 @@ def run_export(
     gpu: options.Gpu = None,
     device: options.Device = "auto",
     output: options.Folder = None,
+    force: options.Force = False,
     opset: options.Opset = None,
     optimise: options.Optimise = None,
     sample: options.Sample = None,
@@ -113,6 +114,7 @@ def run_export(
         opset=opset,
         optimise=None if optimise is None else optimise_named(optimise),
         output=output,
+        force=force,
         bench=not no_bench,
         min_speedup=min_speedup,
     )
@@ -122,6 +124,7 @@ def run_export(
         from smp3d_export.report import console
 
     result = run(request, reporter)
+    print_tracebacks(result, debug)
     deliver(result, reports, as_json, lambda out: console.show(result, out, speed=request.bench))
 
 
@@ -207,10 +210,10 @@ def verify(
     """Prove an artifact again on this machine.
 
     The hashes of its files are checked against its manifest. Then it runs on its golden input, and its outputs are
-    compared with the golden outputs.
+    compared with the golden outputs. In a folder with several artifacts, at any level, each has its own verdict.
 
-    Exit codes: 2 if a file is not what the manifest says, 3 if the artifact cannot run on this machine, 5 if its
-    outputs differ.
+    Exit codes: 2 if a file is not what the manifest says, 3 if the artifact cannot run on this machine, 4 if it fails,
+    5 if its outputs differ.
 
     Example:
       smp3d-export verify unet-resnet34
@@ -221,6 +224,7 @@ def verify(
     reports = parsing.reports(report)
     reporter = Reporter(Console(stderr=True))
     result = job.verify(folder, reporter, threads=threads, device=checked(device))
+    print_tracebacks(result, debug)
     deliver(result, reports, as_json, lambda out: console.show(result, out, speed=False))
 
 

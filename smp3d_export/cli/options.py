@@ -298,6 +298,9 @@ Folder = Annotated[
         help=with_default("Folder for the artifact.", "named after the network"),
     ),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", rich_help_panel=EXPORT, help="Replace another network's artifact in that folder.")
+]
 Opset = Annotated[
     int | None,
     typer.Option(

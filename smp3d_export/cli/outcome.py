@@ -6,14 +6,17 @@ import contextlib
 import functools
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from smp3d_export.cli import parsing
-from smp3d_export.errors import Smp3dExportError, UsageError
+from smp3d_export.errors import BUG, Smp3dExportError, UsageError
 from smp3d_export.report import Destination, Failure, Result
+
+if TYPE_CHECKING:
+    from smp3d_export.validators.verdict import Report
 
 # What a device may do without, as long as it does nothing that needs it; pip and Python have one name for each.
 INSTALLED = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "safetensors", "huggingface_hub")
@@ -43,7 +46,7 @@ def reporting(job: Callable[..., None]) -> Callable[..., None]:
             if isinstance(error, ModuleNotFoundError) and error.name in INSTALLED:
                 fail(f"{error.name} is not installed here: pip install {error.name}", EXIT_UNAVAILABLE, kwargs)
             text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            fail(f"this is a bug in smp3d-export; please report it with the output of --debug: {text}", 1, kwargs)
+            fail(f"{BUG}: {text}", 1, kwargs)
 
     return run
 
@@ -60,6 +63,13 @@ def fail(message: str, code: int, given: Mapping[str, Any]) -> NoReturn:
     console.print("[bold red]error:[/] ", end="")
     console.print(message, markup=False, highlight=False)
     raise typer.Exit(code)
+
+
+def print_tracebacks(report: Report, debug: bool) -> None:
+    """With `--debug`, print the tracebacks of the errors in a report."""
+    for verdict in report.verdicts if debug else ():
+        if verdict.error is not None:
+            traceback.print_exception(verdict.error)
 
 
 def deliver(result: Result, reports: Sequence[Destination], as_json: bool, show: Callable[[Console], None]) -> NoReturn:

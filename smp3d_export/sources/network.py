@@ -163,6 +163,22 @@ class OpenedNetwork:
         return self.network.name
 
     @property
+    def model(self) -> Model:
+        """What a manifest says of the network, with all its arguments, so that networks can be told apart."""
+        network = self.network
+        arguments = {**network.model.arguments, **network.arguments}
+        arguments.pop("encoder_name", None)
+        return Model(
+            architecture=network.architecture,
+            encoder=network.encoder,
+            arguments={name: plain(value) for name, value in arguments.items()},
+            parameters=network.parameters,
+            weights=network.weights,
+            sha256=network.sha256,
+            notes=network.notes,
+        )
+
+    @property
     def label_threshold(self) -> float:
         return self.network.label_threshold
 
@@ -186,18 +202,8 @@ class OpenedNetwork:
 
     def describe(self, captured: Captured, request: Request) -> Manifest:
         """What is known of the network before any target."""
-        network = self.network
-        model = Model(
-            architecture=network.architecture,
-            encoder=network.encoder,
-            arguments={name: plain(value) for name, value in network.arguments.items()},
-            parameters=network.parameters,
-            weights=network.weights,
-            sha256=network.sha256,
-            notes=network.notes,
-        )
         return Manifest(
-            model=model,
+            model=self.model,
             contract=self.contract,
             outputs=captured.outputs,
             gflop=round(gflop(graph_module(captured), self.contract.opt), 3),
@@ -207,10 +213,14 @@ class OpenedNetwork:
 
 
 def plain(value: Any) -> Any:
-    """An argument as JSON has it; a callable by its name."""
+    """An argument as JSON has it; a callable by its name, and what else JSON has no form for by its text."""
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return getattr(value, "__qualname__", str(value)) if callable(value) else value
+    if isinstance(value, Mapping):
+        return {str(key): plain(v) for key, v in value.items()}
+    return (
+        value if value is None or isinstance(value, str | int | float) else getattr(value, "__qualname__", str(value))
+    )
 
 
 def contract_for(network: Network, request: Request) -> ShapeContract:

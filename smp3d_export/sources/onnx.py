@@ -10,19 +10,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smp3d_export import backends, hardware
 from smp3d_export.arrays import Outputs, Volume
 from smp3d_export.artifact.folder import sha256
+from smp3d_export.artifact.manifest import Model
+from smp3d_export.artifact.place import Place
 from smp3d_export.backends.variant import Variant
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import UsageError
 from smp3d_export.onnxgraph import file
-from smp3d_export.onnxgraph.emulation import Emulation
 from smp3d_export.onnxgraph.graph import activation_bytes
 from smp3d_export.precision import Precision
 from smp3d_export.progress import Reporter
 from smp3d_export.sources.request import Program, Request, Timed
+
+if TYPE_CHECKING:
+    from smp3d_export.onnxgraph.emulation import Emulation
 
 BASELINE = "ONNX Runtime"
 
@@ -58,7 +63,8 @@ class OnnxSource:
             raise UsageError("an ONNX file keeps the rewrites of its export: leave out --optimise")
         if request.keep_fp32:
             raise UsageError("an ONNX file keeps the layers in fp32 that its export kept: leave out --keep-fp32")
-        if request.folder.resolve() in self.path.resolve().parents:
+        place = Place.of(request.folder, several=request.several)
+        if self.path.resolve().parent in [place.folder(name).resolve() for name in request.targets]:
             raise UsageError(
                 f"the output folder {str(request.folder)!r} holds {self.path.name!r} itself: give another with -o"
             )
@@ -87,6 +93,8 @@ class OpenedFile:
     session: Emulation = field(init=False)
 
     def __post_init__(self) -> None:
+        from smp3d_export.onnxgraph.emulation import Emulation
+
         object.__setattr__(self, "session", Emulation(self.file.model, self.threads))
 
     @property
@@ -96,6 +104,10 @@ class OpenedFile:
     @property
     def contract(self) -> ShapeContract:
         return self.file.contract
+
+    @property
+    def model(self) -> Model:
+        return self.file.manifest.model
 
     @property
     def label_threshold(self) -> float:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from smp3d_export import backends
 from smp3d_export.arrays import Outputs, Volume
-from smp3d_export.artifact.manifest import Manifest
+from smp3d_export.artifact.manifest import Manifest, Model
 from smp3d_export.backends.variant import Variant
 from smp3d_export.contract import ShapeContract
 from smp3d_export.device import AUTO
@@ -81,6 +81,9 @@ class Opened(Protocol):
     def contract(self) -> ShapeContract: ...
 
     @property
+    def model(self) -> Model: ...
+
+    @property
     def label_threshold(self) -> float:
         """Above which a voxel of a one-class mask is labelled."""
         ...
@@ -144,6 +147,7 @@ class Request:
         opset: the ONNX operator set; by default that of an ONNX file, and otherwise 20.
         optimise: which of the program's variants artifacts are made from, by default `on`; `auto`: the fastest here,
             for each target.
+        force: replace the artifact of another network.
         output: the artifact's folder; by default one in the working directory named after the network.
         bench: whether to measure speed.
         min_speedup: the least ratio of eager time to the artifact's.
@@ -167,6 +171,7 @@ class Request:
     opset: int | None = None
     optimise: Optimise | None = None
     output: Path | None = None
+    force: bool = False
     bench: bool = True
     min_speedup: float | None = None
 

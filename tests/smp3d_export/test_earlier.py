@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +42,14 @@ def test_the_onnx_file_becomes_an_openvino_artifact(cli) -> None:
     assert manifest["model"] == before["model"]
     assert manifest["contract"] == before["contract"]
     assert manifest["parity"]["passed"]
+
+
+def test_one_more_target_goes_beside_those_that_are_there(cli) -> None:
+    for target in ("onnx", "torchscript"):
+        shutil.copytree(EARLIER / target, f"net/{target}")
+    source = ("from", "net/onnx/model.onnx", "--no-bench", "-o", "net")
+    assert cli(*source, "--to", "openvino").exit_code == 0
+    assert sorted(path.name for path in Path("net").iterdir()) == ["onnx", "openvino", "torchscript"]
+    result = cli(*source, "--to", "onnx,openvino")
+    assert result.exit_code == 2
+    assert "holds 'model.onnx' itself" in result.stderr
