@@ -11,7 +11,7 @@ from smp3d_export.validators.parity import Parity
 from smp3d_export.validators.throughput import Throughput
 
 # With several targets, the first of these that applies is the exit code of the command.
-EXIT_ORDER = (1, 5, 4, 3, 6)
+EXIT_ORDER = (1, 5, 2, 4, 3, 6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class Verdict:
     """What one target came to.
 
     Attributes:
+        name: what tells it from others of the same target, if there are any.
         folder: where the artifact is; None if there is none.
         parity, throughput: None if the export did not get that far, or was asked not to.
         not_run: why the artifact cannot run here; its parity is then the parity of the graph that it was made from.
@@ -33,6 +34,12 @@ class Verdict:
     throughput: Throughput | None = None
     not_run: str | None = None
     error: Smp3dExportError | None = None
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What a table calls it."""
+        return self.name or self.target
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -2,54 +2,118 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from smp3d_export import runtime
+from smp3d_export import backends, runtime
+from smp3d_export.arrays import Volume
 from smp3d_export.artifact import folder as artifact
 from smp3d_export.artifact.manifest import Manifest, read
-from smp3d_export.errors import ParityError, TargetUnavailableError
+from smp3d_export.errors import (
+    BUG,
+    ParityError,
+    Smp3dExportError,
+    TargetUnavailableError,
+    UsageError,
+    release_frames,
+    summary,
+)
 from smp3d_export.progress import Reporter
-from smp3d_export.validators.parity import Case, Reference, compare
+from smp3d_export.validators.parity import Case, Outputs, Parity, Reference, compare
 from smp3d_export.validators.tolerances import tolerance
 from smp3d_export.validators.verdict import Report, Verdict
+
+UNKNOWN = "unknown"
+NAMED = 5
+"""Files beside an artifact that are named; of more, how many there are is said."""
 
 
 def verify(
     folder: Path, reporter: Reporter | None = None, *, threads: int | None = None, device: str = "cpu"
 ) -> Report:
-    """Prove an artifact, or each of those that a folder holds, on this machine.
+    """Prove an artifact, or each of those in a folder, at any level, on this machine.
 
-    What differs from its golden output, or cannot run here, stands in its verdict.
+    What is damaged, fails, differs from its golden output, or cannot run here, stands in its verdict.
 
     Raises:
-        UsageError: there is no artifact, or a file of one is not what its manifest says.
+        UsageError: there is no artifact.
     """
     reporter = reporter or Reporter()
-    folders = artifact.find(folder)
-    manifests = {place: read(place) for place in folders}
-    for place, manifest in manifests.items():
-        artifact.check_files(place, manifest, ())
-    verdicts = tuple(prove(place, manifest, reporter, threads, device) for place, manifest in manifests.items())
-    return Report(network=next(iter(manifests.values())).name, verdicts=verdicts)
+    found = artifact.search(folder)
+    for line in found.skipped:
+        reporter.say(line, style="yellow")
+    networks, verdicts = set(), []
+    for place in found.artifacts:
+        name = None if len(found.artifacts) == 1 else place.relative_to(folder).as_posix()
+        manifest, verdict = examine(place, name, reporter, threads, device)
+        networks |= {manifest.name} if manifest else set()
+        verdicts.append(verdict)
+    return Report(network=", ".join(sorted(networks)) or UNKNOWN, verdicts=tuple(verdicts))
 
 
-def prove(folder: Path, manifest: Manifest, reporter: Reporter, threads: int | None, device: str) -> Verdict:
-    """Run one artifact on its golden input and compare its outputs with those that are stored."""
-    target, precision = manifest.target, manifest.precision
-    files = tuple(sorted([*manifest.files, artifact.MANIFEST]))
-    with np.load(folder / artifact.GOLDEN, allow_pickle=False) as archive:
-        golden = dict(archive)
-    image = golden.pop("image")
+def examine(
+    folder: Path, name: str | None, reporter: Reporter, threads: int | None, device: str
+) -> tuple[Manifest | None, Verdict]:
+    """The verdict on one artifact, whatever is wrong with it, and its manifest if that can be read."""
+    manifest = parity = error = None
+    try:
+        manifest = read(folder)
+        loaded = backends.find(manifest.target).files if manifest.target in backends.names() else ()
+        beside = artifact.check_files(folder, manifest, loaded)
+        if beside:
+            more = f" and {len(beside) - NAMED} more" if len(beside) > NAMED else ""
+            reporter.say(f"not part of the artifact {folder}: {', '.join(beside[:NAMED])}{more}")
+        parity = prove(folder, manifest, name or manifest.target, reporter, threads, device)
+        error = None if parity.passed else ParityError(parity.shortfall())
+    except Smp3dExportError as failure:
+        error = failure
+    except Exception as failure:  # noqa: BLE001  the other artifacts keep their verdicts
+        error = Smp3dExportError(f"{BUG}: {summary(failure)}")
+        error.__cause__ = failure
+    release_frames(error)
+    verdict = Verdict(
+        target=manifest.target if manifest else UNKNOWN,
+        precision=manifest.precision if manifest else UNKNOWN,
+        folder=folder,
+        files=tuple(sorted([*manifest.files, artifact.MANIFEST])) if manifest else (),
+        parity=parity,
+        not_run=str(error) if isinstance(error, TargetUnavailableError) else None,
+        error=error,
+        name=name,
+    )
+    return manifest, verdict
+
+
+def prove(folder: Path, manifest: Manifest, name: str, reporter: Reporter, threads: int | None, device: str) -> Parity:
+    """Run one artifact on its golden input and compare its outputs with those that are stored.
+
+    Raises:
+        UsageError: a file of it is not what the manifest says.
+        TargetUnavailableError: it cannot run here.
+        RunError: its runtime failed.
+    """
+    image, golden = golden_case(folder)
     case = Case("golden", image.shape, lambda: image)
     reference = Reference(lambda _: golden, [case], label_threshold=manifest.label_threshold)
+    with reporter.stage(name) as stage:
+        runner = runtime.load(folder, threads=threads, device=device)
+        parity = compare(runner, reference, tolerance(manifest.precision, manifest.target), stage.step)
+        stage.detail = "its golden input"
+    return parity
+
+
+def golden_case(folder: Path) -> tuple[Volume, Outputs]:
+    """The golden input of an artifact and its outputs.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = folder / artifact.GOLDEN
     try:
-        with reporter.stage(target) as stage:
-            runner = runtime.load(folder, threads=threads, device=device)
-            parity = compare(runner, reference, tolerance(precision, target), stage.step)
-            stage.detail = "its golden input"
-    except TargetUnavailableError as error:
-        return Verdict(target=target, precision=precision, folder=folder, files=files, not_run=str(error), error=error)
-    error = None if parity.passed else ParityError(parity.shortfall())
-    return Verdict(target=target, precision=precision, folder=folder, files=files, parity=parity, error=error)
+        with np.load(path, allow_pickle=False) as archive:
+            golden = dict(archive)
+        return golden.pop("image"), golden
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{str(path)!r} is damaged: {summary(error)}. Export the artifact again") from error

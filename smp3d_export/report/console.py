@@ -58,7 +58,7 @@ def remark(console: Console, text: str, style: str) -> None:
 
 def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
     """What there is to say of a verdict beside its row, and in which colour."""
-    parity, target = verdict.parity, verdict.target
+    parity, target = verdict.parity, verdict.label
     if verdict.not_run is not None and verdict.error is None:
         yield f"{target}: {NOT_RUN}: {verdict.not_run}", "yellow"
     if parity is not None and parity.of == "graph" and parity.measurements:
@@ -100,7 +100,7 @@ def judged_otherwise(parity: Parity) -> Iterator[str]:
 
 def row(verdict: Verdict) -> tuple[str, ...]:
     parity, throughput = verdict.parity, verdict.throughput
-    cells = [f"  {verdict.target}", verdict.precision]
+    cells = [f"  {verdict.label}", verdict.precision]
     if parity is None or parity.of == "graph" or not parity.measurements:
         cells += [NOT_RUN, NOT_RUN]
     else:

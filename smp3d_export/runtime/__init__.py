@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from smp3d_export import backends
 from smp3d_export.artifact import manifest
 from smp3d_export.backends.runner import Artifact
 from smp3d_export.backends.runner import Runner as Runner
-from smp3d_export.errors import UsageError
+from smp3d_export.errors import TargetUnavailableError, UsageError, summary
 
 
 def load(folder: str | Path, *, threads: int | None = None, device: str = "cpu") -> Runner:
@@ -28,4 +29,11 @@ def load(folder: str | Path, *, threads: int | None = None, device: str = "cpu")
     if content.target not in backends.names():
         raise UsageError(f"{str(folder)!r} is for the target {content.target!r}, which this version cannot run")
     row = backends.find(content.target)
-    return row.runner()(Artifact(row, folder, content, threads, device))
+    if find_spec(row.library) is None:
+        raise TargetUnavailableError(f"{row.title} is not installed, and {row.name} artifacts run in it: {row.install}")
+    try:
+        runner = row.runner()
+    except ImportError as error:
+        reason = f"{row.title}, which {row.name} artifacts run in, cannot be imported ({summary(error)})"
+        raise TargetUnavailableError(f"{reason}: {row.install}") from error
+    return runner(Artifact(row, folder, content, threads, device))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from math import prod
 from typing import Any
 
@@ -33,8 +32,6 @@ class Runner(runner.Runner):
         super().__init__(artifact)
         row, manifest, path = artifact.row, artifact.manifest, artifact.file
         name = row.library
-        if find_spec(name) is None:
-            raise TargetUnavailableError(f"{name} is not installed: {row.install}")
         self.cuda = Cuda(gpu_number(artifact.device))
         trt = importlib.import_module(name)
         self.log = logger(trt)
