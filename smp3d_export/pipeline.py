@@ -45,7 +45,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
             verdicts = tuple(deliver(target, program, proof, staging) for target in request.targets)
         except BaseException:
             if staging.published:
-                reporter.say(f"finished before: {', '.join(map(str, staging.published))}")
+                reporter.say(f"finished, and kept: {', '.join(map(str, staging.published))}")
             raise
     return Report(network=opened.name, verdicts=verdicts)
 
