@@ -47,7 +47,7 @@ class Backend:
         precisions: those it has on a CPU, or on a GPU if it runs on nothing else.
         gpu_precisions: those it has on a GPU besides.
         library: the Python package that makes and runs it.
-        install: the command that installs the library.
+        extra: the extra of this package that installs the library; empty if it is installed in any case.
         needs: what else it needs, in a few words.
         from_onnx: whether it is made from the ONNX graph, so that it can start from an ONNX file, without PyTorch.
         gpu: whether it runs on an NVIDIA GPU only.
@@ -61,7 +61,7 @@ class Backend:
     precisions: tuple[Precision, ...]
     gpu_precisions: tuple[Precision, ...] = ()
     library: str
-    install: str
+    extra: str = ""
     needs: str = ""
     from_onnx: bool = False
     gpu: bool = False
@@ -81,6 +81,15 @@ class Backend:
     def all_precisions(self) -> tuple[Precision, ...]:
         """Its precisions on a CPU and on a GPU, in the order of `Precision`."""
         return tuple(precision for precision in Precision if precision in (*self.precisions, *self.gpu_precisions))
+
+    @property
+    def install(self) -> str:
+        """The command that installs its library."""
+        return f"pip install 'smp3d-export[{self.extra}]'" if self.extra else f"pip install {self.library}"
+
+    @property
+    def installed(self) -> bool:
+        return find_spec(self.library) is not None
 
     @property
     def title(self) -> str:
@@ -110,7 +119,7 @@ class Backend:
         """What is missing both to export and to run."""
         if precision not in self.all_precisions:
             return Support.none(self.name, precision, self.all_precisions)
-        if find_spec(self.library) is None:
+        if not self.installed:
             return Support.no(f"{self.title} is not installed", self.install)
         if precision not in self.precisions and kind(device) == CPU:
             fix = f"use --precision {either(self.precisions)}"
@@ -123,44 +132,12 @@ FP32, TF32, FP16, BF16, INT8 = Precision
 
 ROWS = (
     Backend(
-        name="torchscript",
-        package="smp3d_export.backends.torchscript",
-        files=("model.ts",),
-        through="the captured graph as a script",
-        precisions=(FP32, FP16, BF16),
-        library="torch",
-        install="pip install torch",
-    ),
-    Backend(
-        name="aoti",
-        package="smp3d_export.backends.aoti",
-        files=("model.pt2",),
-        through="AOTInductor: machine code for this CPU or GPU",
-        precisions=(FP32, BF16),
-        gpu_precisions=(FP16,),
-        library="torch",
-        install="pip install torch",
-        needs="a C++ compiler",
-    ),
-    Backend(
-        name="compile",
-        package="smp3d_export.backends.compile",
-        files=("program.pt2", "model.cache"),
-        through="`torch.compile`, with what it compiled, so that the next start is warm",
-        precisions=(FP32, BF16),
-        gpu_precisions=(FP16,),
-        library="torch",
-        install="pip install torch",
-        needs="a C++ compiler",
-    ),
-    Backend(
         name="onnx",
         package="smp3d_export.backends.onnx",
         files=("model.onnx",),
-        through="PyTorch's dynamo exporter and onnxsim",
+        through="PyTorch's dynamo exporter and onnxsim; opset 13 and up",
         precisions=(FP32, FP16, BF16, INT8),
         library="onnxruntime",
-        install="pip install onnxruntime",
         from_onnx=True,
     ),
     Backend(
@@ -170,7 +147,7 @@ ROWS = (
         through="the ONNX graph",
         precisions=(FP32, FP16, BF16, INT8),
         library="openvino",
-        install="pip install 'smp3d-export[openvino]'",
+        extra="openvino",
         from_onnx=True,
     ),
     Backend(
@@ -180,7 +157,7 @@ ROWS = (
         through="the ONNX graph, TensorRT 10 or 11",
         precisions=(FP32, TF32, FP16, BF16, INT8),
         library="tensorrt",
-        install="pip install 'smp3d-export[trt]'",
+        extra="trt",
         needs="an NVIDIA GPU",
         from_onnx=True,
         gpu=True,
@@ -193,9 +170,38 @@ ROWS = (
         through="the ONNX graph, TensorRT-RTX; builds without a GPU",
         precisions=(FP32, FP16, BF16),
         library="tensorrt_rtx",
-        install="pip install 'smp3d-export[trt-rtx]'",
+        extra="trt-rtx",
+        needs="an NVIDIA GPU to run",
         from_onnx=True,
         gpu=True,
+    ),
+    Backend(
+        name="aoti",
+        package="smp3d_export.backends.aoti",
+        files=("model.pt2",),
+        through="AOTInductor: machine code for this CPU or GPU",
+        precisions=(FP32, BF16),
+        gpu_precisions=(FP16,),
+        library="torch",
+        needs="a C++ compiler",
+    ),
+    Backend(
+        name="compile",
+        package="smp3d_export.backends.compile",
+        files=("program.pt2", "model.cache"),
+        through="`torch.compile`, with what it compiled, so that the next start is warm",
+        precisions=(FP32, BF16),
+        gpu_precisions=(FP16,),
+        library="torch",
+        needs="a C++ compiler",
+    ),
+    Backend(
+        name="torchscript",
+        package="smp3d_export.backends.torchscript",
+        files=("model.ts",),
+        through="the captured graph as a script",
+        precisions=(FP32, FP16, BF16),
+        library="torch",
     ),
 )
 

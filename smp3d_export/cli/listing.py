@@ -13,6 +13,7 @@ from rich.text import Text
 
 from smp3d_export import backends
 from smp3d_export.architectures import ARCHITECTURES, ArchitectureSpec
+from smp3d_export.cli.help import PROGRAM
 from smp3d_export.encoders import ENCODERS, EncoderSpec
 from smp3d_export.encoders.spec import STAGES
 from smp3d_export.errors import UsageError, unknown
@@ -114,9 +115,38 @@ def show_encoders(table: list[Row], console: Console) -> None:
     )
 
 
+def targets() -> list[Row]:
+    return [
+        {
+            "name": row.name,
+            "files": row.files,
+            "through": row.through,
+            "precisions": row.precisions,
+            "gpu_precisions": row.gpu_precisions,
+            "needs": row.needs,
+            "installed": row.installed,
+            "install": row.install,
+            "from_onnx": row.from_onnx,
+            "gpu": row.gpu,
+        }
+        for row in backends.ROWS
+    ]
+
+
 def show_targets(table: list[Row], console: Console) -> None:
+    line = "{:<11}  {:<24}  {:<24}  {}"
+    head(console, line.format("target", "files", "precisions", "library"))
     for row in table:
-        console.print(row["name"], highlight=False)
+        precisions = " ".join(row["precisions"])
+        if row["gpu_precisions"]:
+            precisions += f", {' '.join(row['gpu_precisions'])} on GPU"
+        library = "installed" if row["installed"] else "not installed"
+        console.print(Text(line.format(row["name"], ", ".join(row["files"]), precisions, library)))
+        needs = [row["needs"]] if row["needs"] else []
+        if not row["installed"]:
+            needs.append(row["install"])
+        below(console, "; needs ".join([row["through"].replace("`", ""), *([", ".join(needs)] if needs else [])]))
+    note(console, f"What this machine can export and run: {PROGRAM} doctor")
 
 
 def head(console: Console, text: str) -> None:
@@ -151,5 +181,5 @@ def written(value: Any) -> str:
 KINDS: Mapping[str, tuple[Callable[[], list[Row]], Callable[[list[Row], Console], None]]] = {
     "architectures": (architectures, show_architectures),
     "encoders": (encoders, show_encoders),
-    "targets": (lambda: [{"name": name} for name in backends.names()], show_targets),
+    "targets": (targets, show_targets),
 }

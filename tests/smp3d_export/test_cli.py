@@ -56,7 +56,7 @@ ARCH, ENCODER, *REST = SMALL
             [*SMALL, "--optimise", "cpu", "--to", "onnx,trt-rtx"],
             "--optimise cpu is for CPUs, not for trt-rtx: use on, or auto",
         ),
-        ([*SMALL, "--opset", "17"], "--opset is 17; it must be 18 to"),
+        ([*SMALL, "--opset", "12"], "--opset is 12; it must be 13 to"),
         ([*SMALL, "--normalize", "1"], "--normalize is '1'; it takes MEAN,STD"),
         ([*SMALL, "--sample", "none.npy"], "there is no file 'none.npy'"),
         ([*SMALL, "--sample", "small.npy"], "D of the sample is 4, outside the contract"),

@@ -95,7 +95,7 @@ def test_what_people_see(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "TensorRT is not installed" not in result.stdout
     notes = [" ".join(note.split()) for note in result.stdout.split("✗ ")]
     assert (
-        "torchscript, aoti, compile cannot be exported or run here: PyTorch is not installed: pip install torch"
+        "aoti, compile, torchscript cannot be exported or run here: PyTorch is not installed: pip install torch"
         in notes
     )
     assert "onnx in bf16 cannot be run here: ONNX Runtime has no bfloat16 operators for a CPU" in notes
