@@ -127,6 +127,7 @@ def program(
     `samples` are volumes on which nothing may overflow, as `lowered` has them.
     """
     from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
+    from smp3d_export.program import probe
     from smp3d_export.program.capture import capture
     from smp3d_export.program.graph import graph_module
     from smp3d_export.program.lowering import lowered
@@ -137,8 +138,10 @@ def program(
     changes = FoldBatchNorm().run(module) + keep_single_voxels(module)
     if changes:
         captured = replace(captured, program=capture(module, captured.contract).program)
-    captured = lowered(captured, settings.precision, settings.keep_fp32, samples)
+    probed = settings.device == "cpu"
+    captured = lowered(captured, settings.precision, settings.keep_fp32, samples, probed=probed)
     facts: dict[str, Any] = {"memory_format": "channels_last_3d"}
+    facts |= probe.facts(graph_module(captured), captured.contract, settings.precision)
     if captured.kept:
         facts["kept_fp32"] = dict(captured.kept)
     return capture(channels_last(captured), captured.contract).program, facts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from smp3d_export.arrays import Outputs, Volume
 from smp3d_export.backends import runner
 from smp3d_export.backends.runner import Artifact
 from smp3d_export.errors import UsageError
+from smp3d_export.probe import made_elsewhere
+from smp3d_export.program.probe import check
 
 
 class Runner(runner.Runner):
@@ -23,8 +25,11 @@ class Runner(runner.Runner):
         if artifact.threads:
             torch.set_num_threads(artifact.threads)
         self.device = torch.device(artifact.device)
+        manifest = artifact.manifest
         if self.device.type != "cpu":
             without_tf32()
+        elif manifest.device != "cpu" or made_elsewhere(manifest.made_on, manifest.versions, "torch"):
+            check(manifest.fact("probe", Sequence, ()), manifest.precision)
         self.names = list(artifact.manifest.outputs)
 
     @abc.abstractmethod

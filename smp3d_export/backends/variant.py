@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from smp3d_export.arrays import Volume
 from smp3d_export.contract import ShapeContract
+from smp3d_export.device import CPU
 from smp3d_export.onnxgraph.file import OnnxFile
 from smp3d_export.precision import Precision
 from smp3d_export.settings import Settings
@@ -71,12 +72,16 @@ class Variant:
         """Whether the program was rewritten to be fast on CPUs, whatever it is elsewhere."""
         return not isinstance(self.source, OnnxFile) and self.source.for_cpu
 
-    def lowered(self, settings: Settings) -> Captured:
-        """The captured program in the precision that is asked for; see `lowering.lowered`."""
+    def lowered(self, settings: Settings, *, runs_in_torch: bool = False) -> Captured:
+        """The captured program in the precision that is asked for; see `lowering.lowered`.
+
+        `runs_in_torch` says that PyTorch runs it, so that what it computes wrongly on this CPU stays in fp32.
+        """
         from smp3d_export.program.lowering import lowered
 
-        key = ("program", settings.precision, settings.keep_fp32)
-        lower = partial(lowered, self.captured, settings.precision, settings.keep_fp32, self.samples)
+        probed = runs_in_torch and settings.device == CPU
+        key = ("program", settings.precision, settings.keep_fp32, probed)
+        lower = partial(lowered, self.captured, settings.precision, settings.keep_fp32, self.samples, probed=probed)
         return self._once(key, lower)
 
     def kept_fp32(self, settings: Settings) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Captured program -> the same program in fp16 or bf16, with fp32 inputs and outputs, and fp32 inside where needed.
 
-Three kinds of operators stay in fp32: those that lose accuracy in low precision (`FP32_OPERATORS`), those whose values
-overflow half precision when the network is run, and those that the user names. Casts are inserted between the two
-precisions. Operators that only move values, or compute sizes, keep the type of their input.
+Four kinds of operators stay in fp32: those that lose accuracy in low precision (`FP32_OPERATORS`), those whose values
+overflow half precision when the network is run, those that the user names, and, if PyTorch is to run the program on
+this processor, those that it computes wrongly. Casts are inserted between the two precisions. Operators that only move
+values, or compute sizes, keep the type of their input.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ from smp3d_export.program.graph import (
     layers_of,
     operator,
 )
-
-DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+from smp3d_export.program.probe import DTYPES, wrong
 
 FP32_OPERATORS = {
     "softmax": "rounding its exponentials changes labels",
@@ -60,11 +60,17 @@ LIMIT = HALF_MAXIMUM / 8
 
 
 def lowered(
-    captured: Captured, precision: Precision, keep_fp32: tuple[str, ...] = (), samples: Sequence[Volume] = ()
+    captured: Captured,
+    precision: Precision,
+    keep_fp32: tuple[str, ...] = (),
+    samples: Sequence[Volume] = (),
+    *,
+    probed: bool = False,
 ) -> Captured:
     """A program in the requested precision; for fp32, tf32 and int8 it is returned as it is.
 
-    What overflows half precision on a seeded volume, or on one of the samples (N, C, H, W, D), stays in fp32.
+    What overflows half precision on a seeded volume, or on one of the samples (N, C, H, W, D), stays in fp32. `probed`
+    says that PyTorch will run the program on this CPU: what it computes wrongly in the precision stays in fp32 too.
 
     Raises:
         UsageError: a pattern in `keep_fp32` matches nothing in the network.
@@ -80,20 +86,26 @@ def lowered(
     shape = min(captured.contract.example(), captured.contract.opt, key=prod)
     images = (volume(shape, seed=0), *samples)
     largest = largest_values(module, images) if precision is Precision.FP16 else {}
-    kept = Lowering(module, DTYPES[precision], layers, keep_fp32, largest).run()
+    faults = wrong(module, captured.contract, precision) if probed else {}
+    kept = Lowering(module, DTYPES[precision], layers, keep_fp32, largest, faults).run()
     program = capture(module, captured.contract).program
     return replace(captured, program=program, precision=precision, kept=kept)
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """One pass over a graph, in place. `largest` has the largest absolute value of each node, if they matter."""
+    """One pass over a graph, in place.
+
+    `largest` has the largest absolute value of each node, if they matter; `faults` the nodes that this processor
+    computes wrongly, with the reason.
+    """
 
     module: GraphModule
     dtype: torch.dtype
     layers: Mapping[Node, str]
     keep: tuple[str, ...]
     largest: Mapping[Node, float]
+    faults: Mapping[Node, str]
 
     def run(self) -> dict[str, str]:
         """Choose every node's type and insert casts between types; returns what stays in fp32, with the reason."""
@@ -161,6 +173,8 @@ class Lowering:
                 return f"--keep-fp32 {pattern}"
         if operator(node) in FP32_OPERATORS:
             return FP32_OPERATORS[operator(node)]
+        if node in self.faults:
+            return self.faults[node]
         worst = max((self.largest.get(n, 0.0) for n in (node, *node.all_input_nodes)), default=0.0)
         return f"a value of {worst:.2g} is too close to {HALF_MAXIMUM}" if worst > LIMIT else None
 

@@ -8,6 +8,7 @@ What changes numbers is set for each precision, here (weights on disk) and in th
     bf16        fp16      bf16, on processors with instructions for it
     int8        int8      int8, and f32 between and in what is not quantised
 
+A convolution that this processor computes wrongly stays in f32: by a mark in the file, or by not being quantised.
 The plugin rounds the weights to bf16 itself; on disk fp16 keeps three bits more than that and takes as little room.
 """
 
@@ -69,22 +70,27 @@ class Exporter(exporter.Exporter):
     def export(self, variant: Variant, settings: Settings, folder: Path) -> Exported:
         import openvino
 
+        from smp3d_export.backends.openvino.probe import dequantise, is_quantised, save_in_f32, wrong
         from smp3d_export.backends.openvino.runner import arithmetic
 
         file = folder / self.row.files[0]
-        model = read(graph(variant, settings))
-        quantisation = {}
+        model, contract = read(graph(variant, settings)), variant.contract
+        quantisation: dict[str, Any] = {}
+        kept: dict[str, str] = {}
         if settings.precision is Precision.INT8 and variant.precision is not Precision.INT8:
             assert settings.calibration is not None
-            model = int8.quantised(model, settings.calibration.batches(variant.contract))
-            quantisation = {"quantisation": int8.facts(model), "calibration": settings.calibration.to_dict()}
-        try:
-            model.reshape({INPUT: bounds(variant.contract)})
-        except RuntimeError as error:
-            raise ExportError(f"OpenVINO cannot give the graph the contract's bounds: {error}") from error
+            kept = wrong(bounded(model.clone(), contract), contract, "i8", only=int8.quantises)
+            model = int8.quantised(model, settings.calibration.batches(contract), kept)
+            quantisation = {"quantisation": int8.facts(model, kept), "calibration": settings.calibration.to_dict()}
+        model = bounded(model, contract)
+        if variant.precision is Precision.INT8:
+            kept = wrong(model, contract, "i8", only=is_quantised)
+            dequantise(model, kept)
+        elif settings.precision is not Precision.INT8:
+            kept = wrong(model, contract, arithmetic(settings.precision))
         for key, value in settings.metadata.items():
             model.set_rt_info(value, key.split("."))
-        openvino.save_model(model, file, compress_to_fp16=settings.precision in COMPRESSED)
+        save_in_f32(model, kept, file, compress=settings.precision in COMPRESSED)
         size = sum(path.stat().st_size for path in folder.iterdir())
         facts = {
             "opset": settings.opset,
@@ -94,6 +100,9 @@ class Exporter(exporter.Exporter):
             **quantisation,
         }
         summary = "{operations} operations, {size}, {weights} weights, {arithmetic} arithmetic"
+        if kept:
+            facts["kept_fp32"] = kept
+            summary += f", {len(kept)} wrong here and kept in f32"
         return Exported(summary.format(size=megabytes(size), **facts), facts)
 
 
@@ -129,6 +138,19 @@ def read(model: ModelProto) -> openvino.Model:
             return core.read_model(file)
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot read the ONNX graph: {error}") from error
+
+
+def bounded(model: openvino.Model, contract: ShapeContract) -> openvino.Model:
+    """The model with the contract's bounds on its input, in place.
+
+    Raises:
+        ExportError: OpenVINO cannot.
+    """
+    try:
+        model.reshape({INPUT: bounds(contract)})
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot give the graph the contract's bounds: {error}") from error
+    return model
 
 
 def bounds(contract: ShapeContract) -> Any:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from smp3d_export.errors import ExportError, Smp3dExportError
@@ -27,8 +27,15 @@ LEFT_OUT = dict.fromkeys(
 """Operators that stay in fp32, and why."""
 
 
-def quantised(model: openvino.Model, batches: Batches) -> openvino.Model:
+def quantises(layer: openvino.Node) -> bool:
+    """Whether a convolution is of a kind that is quantised."""
+    return layer.get_type_name() not in LEFT_OUT
+
+
+def quantised(model: openvino.Model, batches: Batches, left_out: Collection[str] = ()) -> openvino.Model:
     """The model with int8 weights, symmetric and by channel, and 8 bits wherever a layer reads activations.
+
+    The operations named in `left_out` stay in fp32, beside those of `LEFT_OUT`.
 
     A range of activations has a zero point where they are not symmetric (the mixed preset): as fast as without on what
     was measured, and on a trained network a quarter of the loss of Dice.
@@ -46,7 +53,7 @@ def quantised(model: openvino.Model, batches: Batches) -> openvino.Model:
                 nncf.Dataset(batches),
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(batches),
-                ignored_scope=nncf.IgnoredScope(types=list(LEFT_OUT), validate=False),
+                ignored_scope=nncf.IgnoredScope(names=list(left_out), types=list(LEFT_OUT), validate=False),
             )
     except Smp3dExportError:
         raise
@@ -54,16 +61,21 @@ def quantised(model: openvino.Model, batches: Batches) -> openvino.Model:
         raise ExportError(f"NNCF cannot quantise the network: {type(error).__name__}: {error}") from error
 
 
-def facts(model: openvino.Model) -> dict[str, Any]:
-    """For the manifest: how many layers with weights a quantised model has, how many are in int8, and why not all."""
+def facts(model: openvino.Model, left_out: Mapping[str, str]) -> dict[str, Any]:
+    """For the manifest: how many layers with weights a quantised model has, how many are in int8, and why not all.
+
+    `left_out` has the reasons for the operations that were left out by name.
+    """
     layers = [layer for layer in model.get_ops() if layer.get_type_name() in LAYERS and weights_of(layer)]
     others = Counter(layer.get_type_name() for layer in layers if weights_of(layer) != "i8")
+    named = [layer for layer in layers if layer.get_friendly_name() in left_out]
+    reasons = LEFT_OUT | {layer.get_type_name(): left_out[layer.get_friendly_name()] for layer in named}
     return {
         "by": "NNCF, mixed preset",
         "layers": len(layers),
         "int8": len(layers) - others.total(),
         "left_out": {
-            name: {"count": count, "reason": LEFT_OUT.get(name, "NNCF keeps it")} for name, count in others.items()
+            name: {"count": count, "reason": reasons.get(name, "NNCF keeps it")} for name, count in others.items()
         },
     }
 

@@ -7,6 +7,8 @@ but not its bfloat16 instructions, it emulates them at a third of the speed of f
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,11 @@ import openvino
 
 from smp3d_export.arrays import Outputs, Volume
 from smp3d_export.backends import runner
+from smp3d_export.backends.openvino.probe import dequantise, is_quantised, save_in_f32, wrong
 from smp3d_export.backends.runner import Artifact
+from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import TargetUnavailableError, UsageError
+from smp3d_export.probe import made_elsewhere
 
 HINT = "INFERENCE_PRECISION_HINT"
 # What the plugin calls the instructions of a type, among what it says the processor can do.
@@ -61,8 +66,12 @@ class Runner(runner.Runner):
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", HINT: wanted}
         if artifact.threads:
             settings["INFERENCE_NUM_THREADS"] = artifact.threads
+        core, manifest = openvino.Core(), artifact.manifest
         try:
-            self.model = openvino.Core().compile_model(artifact.file, "CPU", settings)
+            model = core.read_model(artifact.file)
+            if made_elsewhere(manifest.made_on, manifest.versions, "openvino"):
+                model = right_here(core, model, self.contract, manifest.precision, wanted)
+            self.model = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise UsageError(f"OpenVINO cannot load {str(artifact.file)!r}: {error}") from error
         self.arithmetic: str = self.model.get_property(HINT).get_type_name()
@@ -79,3 +88,19 @@ class Runner(runner.Runner):
     def _run(self, image: Volume) -> Outputs:
         self.request.infer([image], share_inputs=True)
         return {name: np.array(self.request.get_output_tensor(number).data) for name, number in self.outputs.items()}
+
+
+def right_here(
+    core: openvino.Core, model: openvino.Model, contract: ShapeContract, precision: str, arithmetic: str
+) -> openvino.Model:
+    """A model that was made on another processor, with what this one computes wrongly kept in f32."""
+    if precision == "int8":
+        dequantise(model, wrong(model, contract, "i8", only=is_quantised))
+        return model
+    faults = wrong(model, contract, arithmetic)
+    if not faults:
+        return model
+    with tempfile.TemporaryDirectory(prefix="smp3d-export-", ignore_cleanup_errors=True) as folder:
+        changed = Path(folder) / "model.xml"
+        save_in_f32(model, faults, changed)
+        return core.read_model(changed)

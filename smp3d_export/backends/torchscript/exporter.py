@@ -28,9 +28,11 @@ class Exporter(exporter.Exporter):
     def export(self, variant: Variant, settings: Settings, folder: Path) -> Exported:
         import torch
 
+        from smp3d_export.program import probe
+        from smp3d_export.program.graph import graph_module
         from smp3d_export.program.memory_format import channels_last
 
-        captured, file = variant.lowered(settings), folder / self.row.files[0]
+        captured, file = variant.lowered(settings, runs_in_torch=True), folder / self.row.files[0]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is deprecated
@@ -40,6 +42,7 @@ class Exporter(exporter.Exporter):
             raise ExportError(f"TorchScript cannot compile the graph: {error}") from error
         nodes = sum(1 for _ in program.graph.nodes())
         facts: dict[str, Any] = {"nodes": nodes, "memory_format": "channels_last_3d"}
+        facts |= probe.facts(graph_module(captured), captured.contract, settings.precision)
         if captured.kept:
             facts["kept_fp32"] = dict(captured.kept)
         return Exported(f"{nodes} nodes, {megabytes(file.stat().st_size)}", facts)
