@@ -172,6 +172,8 @@ def bench(
     threads: int | None = None,
     device: str = "cpu",
     seconds: float = 15.0,
+    memory: bool = False,
+    force: bool = False,
     progress: bool = False,
 ) -> Bench:
     """Time artifacts side by side, in alternating rounds, at several shapes.
@@ -183,6 +185,8 @@ def bench(
         threads: CPU threads; by default all cores.
         device: `cpu`, `cuda` or `cuda:N`.
         seconds: how long the rounds at one shape may take; there are at least five.
+        memory: measure the peak memory of each artifact at each shape too, in a process of its own.
+        force: compare artifacts of different networks too.
         progress: print stages to stderr.
 
     Raises:
@@ -199,6 +203,8 @@ def bench(
         threads=threads,
         device=checked(device),
         seconds=seconds,
+        memory=memory,
+        force=force,
         reporter=reporter(progress),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -113,13 +114,45 @@ def return_free_memory() -> None:
 
 
 def peak_memory() -> int | None:
-    """The most bytes that this process has had in memory; None where the platform does not tell."""
-    try:
+    """The most bytes that this process has had in memory since it started, or since `reset_peak_memory`.
+
+    None if the platform does not tell.
+    """
+    if sys.platform == "win32":
+        return _peak_on_windows()
+    # Not ru_maxrss on Linux: a child's starts at what its parent had.
+    status = (line.split() for line in _lines("proc/self/status"))
+    peak = next((int(words[1]) * 1024 for words in status if words and words[0] == "VmHWM:"), None)
+    if peak is None and sys.platform == "darwin":
         import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak
+
+
+def reset_peak_memory() -> None:
+    """Have `peak_memory` count from now on, if the system can (Linux); elsewhere nothing happens."""
+    with contextlib.suppress(OSError):
+        (ROOT / "proc/self/clear_refs").write_text("5")
+
+
+def _peak_on_windows() -> int | None:
+    class Counters(ctypes.Structure):
+        """PROCESS_MEMORY_COUNTERS."""
+
+        _fields_ = (
+            ("cb", ctypes.c_uint32),
+            ("PageFaultCount", ctypes.c_uint32),
+            ("PeakWorkingSetSize", ctypes.c_size_t),
+            ("others", ctypes.c_size_t * 7),
+        )
+
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    kernel: Any = ctypes.CDLL("kernel32")
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    kernel.K32GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.POINTER(Counters), ctypes.c_uint32)
+    found = kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
+    return counters.PeakWorkingSetSize if found else None
 
 
 def versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ from smp3d_export.contract import Shape, ShapeContract, written
 from smp3d_export.errors import UsageError
 from smp3d_export.onnxgraph.session import session
 from smp3d_export.progress import Reporter
-from smp3d_export.validators.memory import peak_memory
+from smp3d_export.validators.memory import Peak, peak_memory
 from smp3d_export.validators.throughput import Ratio, Side, Timing, ratio, rounds, timing
 
 EAGER = "eager"
@@ -35,7 +35,7 @@ MATRIX_SIZE = 2048
 class Row:
     """One side at one shape. `gflops` is the work of the network as it was captured, by the time taken: for an artifact
     that does less to the same effect, it may pass that of a matrix product. `ratio` is against the baseline, whose own
-    is None.
+    is None. `peak_memory` and `device_peak` are bytes, by `memory.peak_memory`; None where they were not asked for.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Row:
     of_matrix_product: float | None
     ratio: Ratio | None
     peak_memory: int | None = None
+    device_peak: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def bench(
     threads: int | None = None,
     device: str = "cpu",
     seconds: float = 15.0,
+    memory: bool = False,
+    force: bool = False,
     reporter: Reporter | None = None,
 ) -> Bench:
     """Time artifacts in alternating rounds with what they are measured against, `eager` or another artifact.
@@ -86,6 +89,9 @@ def bench(
             axes where the contract allows it.
         threads: all cores by default.
         seconds: how long the rounds at one shape may take; there are at least five.
+        memory: measure the peak memory of each artifact at each shape too. It takes a process for each artifact, which
+            loads it once more and runs before anything is timed; so it is done only if it is asked for.
+        force: compare artifacts of different networks too.
 
     Raises:
         UsageError: a folder holds no artifact, or the artifacts are of networks that differ.
@@ -96,17 +102,28 @@ def bench(
     places = [place for folder in folders for place in artifact.find(folder)]
     names = named(places)
     if against != EAGER:
-        names |= {against: Path(against)}
-        artifact.find(Path(against))
+        (baseline,) = one(Path(against))
+        names = {against: baseline} | {name: place for name, place in names.items() if not same(place, baseline)}
     manifests = {name: read(place) for name, place in names.items()}
     first = next(iter(manifests.values()))
     for name, manifest in manifests.items():
-        if manifest.model.arguments != first.model.arguments:
-            raise UsageError(f"{name} is of another network than {next(iter(manifests))}: they cannot be compared")
+        if not force and network_of(manifest) != network_of(first):
+            raise UsageError(
+                f"{name} is {manifest.model.name} and {next(iter(manifests))} is {first.model.name}, or built with "
+                "other arguments: times of different networks do not compare. --force compares them all the same"
+            )
     contract = first.contract
     for shape in shapes or ():
         contract.check(shape)
     chosen = [(n, c, h, w, d) for n, c, h, w, d in shapes] if shapes else default_shapes(contract)
+    peaks: dict[str, dict[Shape, Peak]] = {}
+    if memory:
+        with reporter.stage("memory") as stage:
+            for number, (name, place) in enumerate(names.items()):
+                stage.step(number, len(names), name)
+                peaks[name] = peak_memory(place, chosen, threads, device)
+            failed = [name for name, found in peaks.items() if len(found) < len(chosen)]
+            stage.detail = f"not measured at every shape: {', '.join(failed)}" if failed else "at its peak, by shape"
     with reporter.stage("load"):
         sides: dict[str, Callable[[Any], float | None]] = {}
         if against == EAGER:
@@ -114,8 +131,8 @@ def bench(
         else:
             sides[against] = runtime.load(names[against], threads=threads, device=device).seconds
         for name, place in names.items():
-            sides.setdefault(name, runtime.load(place, threads=threads, device=device).seconds)
-        memory = {name: peak_memory(place, threads, device) for name, place in names.items()}
+            if name not in sides:
+                sides[name] = runtime.load(place, threads=threads, device=device).seconds
     matrix = matrix_product(threads)
     rows: list[Row] = []
     best_matrix = 0.0
@@ -129,6 +146,7 @@ def bench(
         best_matrix = max(best_matrix, product)
         work = first.gflop
         for number, name in enumerate(sides):
+            peak = peaks.get(name, {}).get(shape, Peak())
             measured = timing(times[number].first, times[number].seconds, prod(shape) // shape[1])
             gflops = None if work is None else work * prod(shape) / prod(contract.opt) / measured.p50
             rows.append(
@@ -140,11 +158,33 @@ def bench(
                     gflops=gflops,
                     of_matrix_product=None if gflops is None else gflops / product,
                     ratio=None if number == 0 else ratio(times[0].seconds, times[number].seconds),
-                    peak_memory=memory.get(name),
+                    peak_memory=peak.memory,
+                    device_peak=peak.device,
                 )
             )
     precisions = {name: str(manifest.precision) for name, manifest in manifests.items()}
     return Bench(against, threads, precisions, best_matrix, tuple(rows))
+
+
+def network_of(manifest: Manifest) -> tuple[Any, ...]:
+    """What two artifacts must have in common for their times to compare."""
+    return manifest.model.architecture, manifest.model.encoder, manifest.model.arguments
+
+
+def one(folder: Path) -> list[Path]:
+    """The artifact that a folder is.
+
+    Raises:
+        UsageError: it is not an artifact, or holds several.
+    """
+    found = artifact.find(folder)
+    if len(found) > 1:
+        raise UsageError(f"--against {str(folder)!r} holds {len(found)} artifacts: name one of them")
+    return found
+
+
+def same(place: Path, other: Path) -> bool:
+    return place.resolve() == other.resolve()
 
 
 def named(places: Sequence[Path]) -> dict[str, Path]:

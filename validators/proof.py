@@ -29,7 +29,7 @@ from smp3d_export.precision import Precision
 from smp3d_export.progress import Reporter
 from smp3d_export.runtime import Runner
 from smp3d_export.sources.request import Request, Timed
-from smp3d_export.validators.memory import peak_memory
+from smp3d_export.validators.memory import Peak, peak_memory
 from smp3d_export.validators.parity import Parity, Reference, Run, Step, compare
 from smp3d_export.validators.throughput import SECONDS, Side, Throughput, alternate
 from smp3d_export.validators.tolerances import Tolerance, tolerance
@@ -75,8 +75,9 @@ class Proof:
         overflow = self._overflow(exported.graph, parity)
         throughput = self._throughput(runner) if request.bench and runner is not None else None
         if throughput is not None:
-            peak = peak_memory(folder, self.threads, request.device)
-            throughput = throughput.with_costs(build_seconds, peak, hardware.cores())
+            optimum = contract.opt
+            peak = peak_memory(folder, [optimum], self.threads, request.device).get(optimum, Peak())
+            throughput = throughput.with_costs(build_seconds, peak.memory, hardware.cores(), peak.device)
         files = artifact.describe_files(folder)
         complete = replace(
             description,

@@ -48,8 +48,9 @@ class Ratio:
 class Throughput:
     """The artifact, and what it was measured against by name; the first of them is what it is judged by.
 
-    `peak_memory` is that of a process that loads and runs the artifact alone, in bytes; `build_seconds` what making it
-    took; `cores` how many the machine had to give, of which `threads` were used. Each is None where it is not known.
+    `peak_memory` is what a process that loads and runs the artifact alone takes, in bytes, and `device_peak` what it
+    takes on a GPU; `build_seconds` is how long making it took; `cores` is how many the machine had to give, of which
+    `threads` were used. Each is None where it is not known.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +62,7 @@ class Throughput:
     build_seconds: float | None = None
     peak_memory: int | None = None
     cores: int | None = None
+    device_peak: int | None = None
 
     @property
     def against(self) -> str:
@@ -79,8 +81,10 @@ class Throughput:
     def interval(self) -> tuple[float, float]:
         return self.ratios[self.against].interval
 
-    def with_costs(self, build_seconds: float, peak_memory: int | None, cores: int) -> Throughput:
-        return replace(self, build_seconds=build_seconds, peak_memory=peak_memory, cores=cores)
+    def with_costs(
+        self, build_seconds: float, peak_memory: int | None, cores: int, device_peak: int | None = None
+    ) -> Throughput:
+        return replace(self, build_seconds=build_seconds, peak_memory=peak_memory, cores=cores, device_peak=device_peak)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"against": self.against, "speedup": self.speedup, "interval": self.interval}

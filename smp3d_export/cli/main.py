@@ -235,6 +235,8 @@ def bench(
     against: options.Against = "eager",
     shape: options.BenchShapes = None,
     seconds: options.Seconds = 15.0,
+    memory: options.Memory = False,
+    force: options.ForceBench = False,
     device: options.RunDevice = "cpu",
     threads: options.Threads = None,
     report: options.Reports = None,
@@ -260,6 +262,8 @@ def bench(
         threads=threads,
         device=checked(device),
         seconds=seconds,
+        memory=memory,
+        force=force,
         reporter=Reporter(Console(stderr=True)),
     )
     deliver(result, reports, as_json, lambda out: timings.show(result, out))

@@ -373,6 +373,13 @@ Seconds = Annotated[
     ),
 ]
 
+Memory = Annotated[
+    bool, typer.Option("--memory", rich_help_panel=PROOF, help="Measure peak memory too, in a process per artifact.")
+]
+ForceBench = Annotated[
+    bool, typer.Option("--force", rich_help_panel=PROOF, help="Compare artifacts of different networks too.")
+]
+
 # What every job has.
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 Reports = Annotated[

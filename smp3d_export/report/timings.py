@@ -22,6 +22,9 @@ def show(result: Bench, console: Console) -> None:
             if row.shape == shape:
                 table.add_row(*cells(row))
         console.print(table)
+        for row in result.rows:
+            if row.shape == shape and row.peak_memory:
+                console.print(memory(row), highlight=False)
         console.print()
     precisions = ", ".join(f"{name} {precision}" for name, precision in result.precisions.items())
     console.print(f"{precisions} · {result.threads} threads", highlight=False)
@@ -32,9 +35,11 @@ def show(result: Bench, console: Console) -> None:
     )
     if any(row.name == BEST_EAGER for row in result.rows):
         console.print(f"{BEST_EAGER}: rewritten as artifacts are, in channels-last-3d", highlight=False)
-    memory = {row.name: row.peak_memory for row in result.rows if row.peak_memory}
-    for name, peak in memory.items():
-        console.print(f"{name}: {peak / 1e9:.2f} GB of memory at its peak, alone in a process", highlight=False)
+
+
+def memory(row: Row) -> str:
+    on_gpu = "" if row.device_peak is None else f", and {row.device_peak / 1e9:.2f} GB on the GPU"
+    return f"{row.name}: {(row.peak_memory or 0) / 1e9:.2f} GB of memory at its peak, alone in a process{on_gpu}"
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from earlier import EARLIER
 
 from smp3d_export.contract import ShapeContract
 from smp3d_export.validators.bench import default_shapes
@@ -27,15 +28,30 @@ def test_against_eager_at_a_shape_of_ones_own(cli, exported: Path) -> None:
     assert ours["timing"]["voxels_per_second"] == pytest.approx(16 * 16 * 8 / ours["timing"]["p50"])
     work = json.loads((exported / "manifest.json").read_text())["gflop"]
     assert ours["gflops"] == pytest.approx(work * (16 * 16 * 8) / (32 * 24 * 16) / ours["timing"]["p50"])
-    assert ours["peak_memory"] > 1e7
+    assert ours["peak_memory"] is None  # it was not asked for
     assert measured["precisions"] == {exported.name: "fp32"}
+
+
+def test_peak_memory_is_measured_at_each_shape_if_it_is_asked_for(cli, exported: Path) -> None:
+    shutil.copytree(exported, "again")
+    shapes = ("--shape", "2,1,64,48,32", "--shape", "1,1,8,8,8")
+    result = cli("bench", exported, "--against", "again", *shapes, "--seconds", "0", "--memory", "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    large, small = (
+        [row["peak_memory"] for row in rows if row["shape"][0] == n and row["name"] == exported.name] for n in (2, 1)
+    )
+    assert len(rows) == 4 and all(row["peak_memory"] > 1e7 for row in rows)
+    assert large >= small
+    assert {row["device_peak"] for row in rows} == {None}
 
 
 def test_one_artifact_against_another_in_80_columns(cli, exported: Path) -> None:
     shutil.copytree(exported, "again")
-    result = cli("bench", exported, "--against", "again", "--shape", "1,1,8,8,8", "--seconds", "0")
+    result = cli("bench", exported, "--against", "again", "--shape", "1,1,8,8,8", "--seconds", "0", "--memory")
     assert result.exit_code == 0, result.output
     assert "against again" in result.stdout
+    assert "again: 0." in result.stdout and "GB of memory at its peak, alone in a process" in result.stdout
     assert "matrix product in fp32 reached" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
 
@@ -44,12 +60,14 @@ def test_one_artifact_against_another_in_80_columns(cli, exported: Path) -> None
     ("arguments", "says"),
     [
         (["none"], "there is no folder 'none'"),
+        (["{exported}", "{earlier}/onnx"], "times of different networks do not compare. --force compares them"),
+        (["{exported}", "--against", "{earlier}"], "holds 3 artifacts: name one of them"),
         (["{exported}", "--against", "none"], "there is no folder 'none'"),
         (["{exported}", "--shape", "1,1,33,32,32"], "H is 33, outside the contract"),
     ],
 )
 def test_wrong_input_is_one_line(cli, exported: Path, arguments: list[str], says: str) -> None:
-    result = cli("bench", *(text.format(exported=exported) for text in arguments))
+    result = cli("bench", *(text.format(exported=exported, earlier=EARLIER) for text in arguments))
     assert result.exit_code == 2
     assert says in result.stderr
 

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from smp3d_export import hardware
+from smp3d_export import hardware, validate
 
 GB = 2**30
 # A machine of 64 GB, of which 32 are available.
@@ -155,6 +156,39 @@ def test_affinity_limits_cores_below_a_quota(tmp_path: Path, monkeypatch: pytest
 )
 def test_flags_of_macos(text: str, flags: str) -> None:
     assert hardware.flags_of_sysctl(text) == flags.split()
+
+
+def test_a_childs_peak_memory_does_not_start_at_its_parents(exported: Path) -> None:
+    shape = (1, 1, 8, 8, 8)
+    alone = validate.peak_memory(exported, [shape], 1, "cpu")[shape].memory
+    assert alone is not None
+    ballast = np.ones(alone + 200_000_000, np.uint8)
+    beside = validate.peak_memory(exported, [shape], 1, "cpu")[shape].memory
+    assert beside is not None
+    assert beside < ballast.nbytes
+
+
+def test_peak_memory_is_of_each_shape_whatever_their_order(exported: Path) -> None:
+    shapes = [(2, 1, 64, 48, 32), (1, 1, 8, 8, 8), (1, 1, 32, 24, 16)]
+    peaks = validate.peak_memory(exported, shapes, 1, "cpu")
+    large, small, middle = (peaks[shape].memory or 0 for shape in shapes)
+    assert 1e7 < small <= middle <= large
+    assert {peaks[shape].device for shape in shapes} == {None}
+    outside = (1, 1, 8, 8, 9)
+    assert validate.peak_memory(exported, [outside], 1, "cpu") == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot reset it")
+def test_peak_memory_can_be_reset() -> None:
+    before = hardware.peak_memory()
+    ballast = np.ones(300_000_000, np.uint8)
+    high = hardware.peak_memory()
+    del ballast
+    hardware.reset_peak_memory()
+    low = hardware.peak_memory()
+    assert before is not None and high is not None and low is not None
+    assert high > 300_000_000
+    assert low < high - 200_000_000
 
 
 # The driver's functions that are asked, with the types of its header.
