@@ -80,7 +80,7 @@ class Reporter:
         line = Table.grid(padding=(0, 1))
         line.add_column(width=3, justify="right")
         line.add_column(width=11)
-        line.add_column(width=52)
+        line.add_column(width=52, overflow="fold")
         line.add_column(width=8, justify="right")
         line.add_row(Text(sign, colour), stage.name, Text(stage.detail), f"{seconds:.1f} s")
         self.console.print(line)

@@ -107,10 +107,12 @@ def bench(
     manifests = {name: read(place) for name, place in names.items()}
     first = next(iter(manifests.values()))
     for name, manifest in manifests.items():
-        if not force and network_of(manifest) != network_of(first):
+        difference = first.model.difference(manifest.model)
+        if difference is not None and not force:
+            ours, theirs = difference
             raise UsageError(
-                f"{name} is {manifest.model.name} and {next(iter(manifests))} is {first.model.name}, or built with "
-                "other arguments: times of different networks do not compare. --force compares them all the same"
+                f"{next(iter(manifests))} is {ours}, and {name} is {theirs}: times of different networks do not "
+                "compare. --force compares them all the same"
             )
     contract = first.contract
     for shape in shapes or ():
@@ -164,11 +166,6 @@ def bench(
             )
     precisions = {name: str(manifest.precision) for name, manifest in manifests.items()}
     return Bench(against, threads, precisions, best_matrix, tuple(rows))
-
-
-def network_of(manifest: Manifest) -> tuple[Any, ...]:
-    """What two artifacts must have in common for their times to compare."""
-    return manifest.model.architecture, manifest.model.encoder, manifest.model.arguments
 
 
 def one(folder: Path) -> list[Path]:

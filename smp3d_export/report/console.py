@@ -52,6 +52,8 @@ def show(report: Report, console: Console, *, speed: bool = True) -> None:
 def remark(console: Console, text: str, style: str) -> None:
     """A remark under the table, whose further lines are indented more."""
     grid = Table.grid()
+    grid.add_column()
+    grid.add_column(overflow="fold")  # a path that is longer than a line is needed whole
     grid.add_row("  ", Text(text, style=style))
     console.print(grid)
 

@@ -60,7 +60,7 @@ def test_one_artifact_against_another_in_80_columns(cli, exported: Path) -> None
     ("arguments", "says"),
     [
         (["none"], "there is no folder 'none'"),
-        (["{exported}", "{earlier}/onnx"], "times of different networks do not compare. --force compares them"),
+        (["{exported}", "{earlier}/onnx"], "do not compare. --force compares them"),
         (["{exported}", "--against", "{earlier}"], "holds 3 artifacts: name one of them"),
         (["{exported}", "--against", "none"], "there is no folder 'none'"),
         (["{exported}", "--shape", "1,1,33,32,32"], "H is 33, outside the contract"),

@@ -216,7 +216,7 @@ def test_too_slow_is_an_exit_code_of_its_own_and_the_artifact_is_kept(cli) -> No
 def test_cores_that_were_not_used_are_said(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: 4)
     result = cli(*SMALL, "--threads", "1", "-o", "net")
-    assert "measured on 1 of 4 cores: --threads 4 uses all" in result.output
+    assert "timed on 1 of 4 cores; --threads 4 uses all" in result.output
     throughput = json.loads(Path("net/manifest.json").read_text())["throughput"]
     assert (throughput["threads"], throughput["cores"]) == (1, 4)
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smp3d_export import hardware, validate
+from smp3d_export import hardware
+from smp3d_export.validators.memory import peak_memory
 
 GB = 2**30
 # A machine of 64 GB, of which 32 are available.
@@ -160,22 +161,22 @@ def test_flags_of_macos(text: str, flags: str) -> None:
 
 def test_a_childs_peak_memory_does_not_start_at_its_parents(exported: Path) -> None:
     shape = (1, 1, 8, 8, 8)
-    alone = validate.peak_memory(exported, [shape], 1, "cpu")[shape].memory
+    alone = peak_memory(exported, [shape], 1, "cpu")[shape].memory
     assert alone is not None
     ballast = np.ones(alone + 200_000_000, np.uint8)
-    beside = validate.peak_memory(exported, [shape], 1, "cpu")[shape].memory
+    beside = peak_memory(exported, [shape], 1, "cpu")[shape].memory
     assert beside is not None
     assert beside < ballast.nbytes
 
 
 def test_peak_memory_is_of_each_shape_whatever_their_order(exported: Path) -> None:
     shapes = [(2, 1, 64, 48, 32), (1, 1, 8, 8, 8), (1, 1, 32, 24, 16)]
-    peaks = validate.peak_memory(exported, shapes, 1, "cpu")
+    peaks = peak_memory(exported, shapes, 1, "cpu")
     large, small, middle = (peaks[shape].memory or 0 for shape in shapes)
     assert 1e7 < small <= middle <= large
     assert {peaks[shape].device for shape in shapes} == {None}
     outside = (1, 1, 8, 8, 9)
-    assert validate.peak_memory(exported, [outside], 1, "cpu") == {}
+    assert peak_memory(exported, [outside], 1, "cpu") == {}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot reset it")

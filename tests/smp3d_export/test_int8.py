@@ -207,7 +207,8 @@ def test_openvino_computes_in_int8(artifact: Make) -> None:
     types = [operation.get_type_name() for operation in model.get_ops()]
     assert types.count("FakeQuantize") >= 19
     weights = sum(tensor.stat().st_size for tensor in artifact("openvino", "plain").glob("model.bin"))
-    assert weights < 0.3 * 8.9e6, "of what it takes in fp32"
+    # A quarter of what it takes in fp32, and a little more if this processor has to keep a convolution in fp32.
+    assert weights < 0.35 * 8.9e6
 
 
 def test_openvino_rounds_nothing_that_it_computes_in_fp32(artifact: Make) -> None:

@@ -324,7 +324,9 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 def test_fp16_of_the_compiler_is_for_gpus() -> None:
-    with pytest.raises(TargetUnavailableError, match=r"aoti in fp16 .* on a GPU alone: give --precision bf16"):
+    with pytest.raises(
+        TargetUnavailableError, match=r"it has fp16 on an NVIDIA GPU only: use --precision fp32 or bf16"
+    ):
         targets.ready("aoti", Precision.FP16)
 
 

@@ -82,7 +82,8 @@ def test_a_damaged_artifact_is_exit_code_2_and_the_others_are_proved(cli, copy: 
         assert says in verdict["error"]
         assert len(others) == count - 1
         assert all(other["parity"]["passed"] for other in others)
-    assert "".join(says.split()) in "".join(cli("verify", copy.parent).stdout.split())  # wherever its lines end
+    shown = "".join(cli("verify", copy.parent).stdout.split())  # wherever its lines end
+    assert "".join(says.split()) in shown.replace(str(copy.parent), "")
 
 
 @pytest.mark.parametrize(

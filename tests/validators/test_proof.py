@@ -88,7 +88,7 @@ def test_what_overflows_on_a_sample_alone_stays_in_fp32(fp16: Cli, target: str) 
     result = fp16("--to", target, "-o", "net")
     assert result.exit_code == 0, result.output
     kept = manifest_of("net")["kept_fp32"]
-    assert "too near to 65504" in kept["encoder.features.0 conv3d"]
+    assert "too close to 65504" in kept["encoder.features.0 conv3d"]
 
 
 def test_a_failure_names_the_layers_and_keeping_them_helps(fp16: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
