@@ -56,14 +56,12 @@ def introduce(opened: Opened, request: Request, staging: Staging, reporter: Repo
     Raises:
         UsageError: another network's artifact stands in its place.
     """
-    precision = request.settings.precision
-    replaced = staging.place.check_network(
-        opened.model, opened.contract, precision, request.targets, force=request.force
-    )
-    replaced = [*replaced]
+    precision, targets = request.settings.precision, request.targets
+    check = staging.place.check_network
+    remarks = [*check(opened.model, opened.contract, precision, targets, force=request.force)]
     for line in opened.introduction():
         reporter.say(line)
-    for line in replaced:
+    for line in remarks:
         reporter.say(line, style="yellow")
     reporter.say(f"{opened.contract}\n")
 

@@ -92,7 +92,8 @@ class Place:
             model, contract, precision, targets: what is exported.
 
         Yields:
-            A line on each artifact that will be replaced and differs in more than its date.
+            A line on each artifact that will be replaced, or stays beside the new ones, and differs in more than its
+            date.
 
         Raises:
             UsageError: there is an artifact of another network, or one that cannot be read.
@@ -119,6 +120,8 @@ class Place:
                     remarks += ["it has other shapes"] * (there.contract != contract)
                 if remarks:
                     yield f"{folder} is replaced: {', '.join(remarks)}"
+            elif other or (there and there.model.sha256 != model.sha256):
+                yield f"{folder} stays as it is: {other or 'it has other weights'}"
 
 
 def followed(path: Path) -> Path:

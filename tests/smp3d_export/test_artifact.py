@@ -409,7 +409,10 @@ def test_what_is_replaced_is_said_if_it_differs(tmp_path: Path) -> None:
         f"{tmp_path / 'net'} is replaced: it is in fp32, it has other weights, it has other shapes"
     ]
     assert remarks(there, same, "trt") == [f"{tmp_path / 'net'} is replaced: it is for onnx"]
-    assert remarks(Place.of(tmp_path / "net", several=True), other, "trt", "openvino") == []
+    assert remarks(Place.of(tmp_path / "net", several=True), same, "trt", "openvino") == []
+    assert remarks(Place.of(tmp_path / "net", several=True), other, "trt", "openvino") == [
+        f"{tmp_path / 'net'} stays as it is: it has other weights"
+    ]
     (tmp_path / "net" / "manifest.json").write_text('{"format": "smp3d-export/99"}')
     with pytest.raises(UsageError, match="does not have the format"):
         remarks(there, same, "onnx")
