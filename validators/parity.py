@@ -95,11 +95,6 @@ class Measurement:
         what = self.problem or "; ".join(self.missed)
         return f"{self.output} {what}, on the input {self.case!r} ({written(self.shape)})"
 
-    @property
-    def finite(self) -> bool:
-        """Whether there is an error at all: not if the output is missing, or has numbers that are not finite."""
-        return bool(np.isfinite(self.largest))
-
 
 @dataclass(frozen=True)
 class Parity:
@@ -136,10 +131,6 @@ class Parity:
     def dice(self) -> float | None:
         """The worst Dice coefficient of a class that has enough voxels for one."""
         return min((m.worst_class[0] for m in self.judged if m.worst_class is not None), default=None)
-
-    @property
-    def finite(self) -> bool:
-        return all(measurement.finite for measurement in self.measurements)
 
     def with_cases(self, other: Parity, what: str) -> Parity:
         """This and another's measurements, which are of the same cases in another way."""
