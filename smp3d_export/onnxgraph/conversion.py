@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from smp3d_export.contract import AXES, INPUT, OUTPUT_AXES
 from smp3d_export.errors import ExportError
 from smp3d_export.hardware import return_free_memory
-from smp3d_export.onnxgraph.graph import too_large
+from smp3d_export.onnxgraph.graph import in_files, too_large
 from smp3d_export.onnxgraph.opset import EXPORTED, lower_opset, opset_of, set_opset
 from smp3d_export.quiet import quiet
 
@@ -96,7 +96,10 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
 
     try:
-        if not too_large(model):  # it would be serialised
+        if too_large(model):
+            with in_files(model) as file:
+                onnx.checker.check_model(file)
+        else:
             onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"the exporter wrote an invalid ONNX graph: {error}") from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from smp3d_export.artifact.manifest import PREFIX, Manifest
 from smp3d_export.contract import AXES, INPUT, ShapeContract
 from smp3d_export.errors import UsageError
-from smp3d_export.onnxgraph.graph import too_large
+from smp3d_export.onnxgraph.graph import copied, too_large
 from smp3d_export.onnxgraph.opset import lower_opset, opset_of
 from smp3d_export.precision import Precision
 
@@ -23,11 +23,15 @@ FLOAT = 1  # onnx.TensorProto.FLOAT
 
 @dataclass(frozen=True, eq=False)
 class OnnxFile:
-    """A graph with one input `image` (N, C, H, W, D) in float32, and the part of a manifest that it carries."""
+    """A graph with one input `image` (N, C, H, W, D) in float32, and the part of a manifest that it carries.
+
+    `data` are the files beside it that hold the weights of a network over 2 GB.
+    """
 
     path: Path
     model: onnx.ModelProto
     manifest: Manifest
+    data: tuple[Path, ...] = ()
 
     @property
     def contract(self) -> ShapeContract:
@@ -73,8 +77,7 @@ class OnnxFile:
             )
         if opset == self.opset:
             return self.model
-        lowered = type(self.model)()
-        lowered.CopyFrom(self.model)
+        lowered = copied(self.model)
         lower_opset(lowered, opset)
         return lowered
 
@@ -90,7 +93,10 @@ def read(path: Path) -> OnnxFile:
     if not path.is_file():
         raise UsageError(f"there is no file {str(path)!r}")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
+        entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+        data = tuple(path.parent / name for name in sorted({e.value for e in entries if e.key == "location"}))
+        onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(path if too_large(model) else model)
     except Exception as error:  # protobuf, the checker and a missing data file each have their own
         raise UsageError(f"{str(path)!r} cannot be read as an ONNX file: {error}") from error
@@ -108,4 +114,4 @@ def read(path: Path) -> OnnxFile:
     axes = len(value.type.tensor_type.shape.dim)
     if (value.name, axes, value.type.tensor_type.elem_type) != (INPUT, len(AXES), FLOAT):
         raise UsageError(f"{str(path)!r} has the input {value.name} with {axes} axes; it must be {INPUT} in float32")
-    return OnnxFile(path, model, manifest)
+    return OnnxFile(path, model, manifest, data)

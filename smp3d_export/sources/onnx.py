@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smp3d_export import backends, hardware
 from smp3d_export.arrays import Outputs, Volume
@@ -127,7 +127,9 @@ class OpenedFile:
         return {BASELINE: self}
 
     def program(self, request: Request, reporter: Reporter) -> Program:
-        source = {"file": self.file.path.name, "sha256": sha256(self.file.path)}
+        source: dict[str, Any] = {"file": self.file.path.name, "sha256": sha256(self.file.path)}
+        if self.file.data:
+            source["data"] = [{"file": path.name, "sha256": sha256(path)} for path in self.file.data]
         manifest = self.file.manifest
         manifest = replace(
             manifest,
