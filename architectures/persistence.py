@@ -21,6 +21,7 @@ from smp3d_export.architectures.deviation import deviation
 from smp3d_export.contract import ShapeContract
 from smp3d_export.encoders.published import convert_2d_weights_to_3d, shapes
 from smp3d_export.errors import CheckpointError, UsageError
+from smp3d_export.quiet import quiet
 from smp3d_export.weights.kinds import CHECKPOINTS, other_kind
 from smp3d_export.weights.tensors import differences, first_line, read_tensors
 
@@ -232,7 +233,8 @@ def fetch(repository: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+        with quiet():  # without a network the client logs its retries
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:  # whatever the hub and its transport raise, the advice is the same
         reason = first_line(error.__cause__ or error).rstrip(".")
         raise CheckpointError(

@@ -15,6 +15,7 @@ from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import EncoderSpec
 from smp3d_export.encoders.weights import PublishedWeights, no_weights, published_weights
 from smp3d_export.errors import CheckpointError, UsageError
+from smp3d_export.quiet import quiet
 from smp3d_export.weights.sets import primary, weight_sets
 from smp3d_export.weights.tensors import differences, few, first_line, read_tensors, usable
 
@@ -87,7 +88,8 @@ def fetch(what: str, published: PublishedWeights) -> Path:
 
     repo, revision = published.repo_id, published.revision
     try:
-        return Path(hf_hub_download(repo, FILE, revision=revision))
+        with quiet():  # without a network the client logs its retries
+            return Path(hf_hub_download(repo, FILE, revision=revision))
     except Exception as error:  # whatever the hub or its transport raises, the fix is the same
         reason = first_line(error.__cause__ or error).rstrip(".")
         raise UsageError(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from small import SMALL
@@ -151,3 +155,56 @@ def test_both_spellings_are_taken(cli, job: str) -> None:
             assert f"{option} is 'maybe'" in result.stderr
     assert british in cli("--help").stdout
     assert american not in cli("--help").stdout
+
+
+STAGE = re.compile(r"  [✓✗] (capture|optimise|for cpu|parity|speed|onnx|openvino|torchscript|trt-rtx) .* \d+\.\d s$")
+INTRODUCTION = re.compile(r"(unet/resnet18 · .* parameters · .*|N 1–2 · C 1 · H .* by \d+)$")
+
+
+def test_no_library_speaks_in_between(tmp_path: Path) -> None:
+    """In a process of its own, since what libraries print at their import and from C++ is not caught otherwise."""
+    targets = ["onnx", "openvino", "torchscript"] + ["trt-rtx"] * (find_spec("tensorrt_rtx") is not None)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "smp3d_export",
+            *SMALL,
+            "--to",
+            ",".join(targets),
+            "--precision",
+            "fp16",
+            "--no-bench",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert [line for line in lines if not STAGE.match(line) and not INTRODUCTION.match(line)] == []
+    assert "\x1b" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("hf_hub_download", [*SMALL, "--encoder-weights", "imagenet"]),
+        ("snapshot_download", ["from", "clinic/best"]),
+    ],
+)
+def test_the_hub_does_not_speak_in_between(cli, name: str, arguments: list[str], monkeypatch, caplog) -> None:
+    """Without a network the hub's client logs every retry for half a minute; here at once, by its own logger."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(f"huggingface_hub.{name}", unreachable)
+    result = cli(*arguments)
+    assert result.exit_code == 2
+    assert "could not be fetched" in result.stderr
+    assert "Name or service not known" in result.stderr
+    assert caplog.records == []
