@@ -1,4 +1,4 @@
-"""Every error that reaches a user: one tree, each class with the exit code of the command line."""
+"""Every error that reaches a user, in one tree. Each class has the exit code of the command line."""
 
 import traceback
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ BUG = "this is a bug in smp3d-export; please report it with the output of --debu
 
 
 class Smp3dExportError(Exception):
-    """Base of all. Its message says what is wrong, which value, and what to do."""
+    """The base class. A message says what is wrong, which value, and how to fix it."""
 
     exit_code = 1
 
@@ -20,7 +20,7 @@ class UsageError(Smp3dExportError, ValueError):
 
 
 class ShapeError(UsageError):
-    """A volume outside the shape contract, or a contract that cannot be."""
+    """A volume outside the shape contract, or an impossible contract."""
 
 
 class CheckpointError(UsageError):
@@ -28,7 +28,7 @@ class CheckpointError(UsageError):
 
 
 class TargetUnavailableError(Smp3dExportError):
-    """A target or precision that this machine lacks something for."""
+    """This machine lacks something that a target or a precision needs."""
 
     exit_code = 3
 
@@ -50,13 +50,13 @@ class ParityError(Smp3dExportError):
 
 
 class TooSlowError(Smp3dExportError):
-    """The artifact is slower than `--min-speedup` asks."""
+    """The artifact is slower than `--min-speedup` requires."""
 
     exit_code = 6
 
 
 def summary(error: BaseException) -> str:
-    """An exception in a line: one of ours as it is, a library's with its type."""
+    """An exception in one line: ours as it is, a library's with its type."""
     if isinstance(error, Smp3dExportError):
         return str(error)
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -64,7 +64,7 @@ def summary(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or its cause, says that memory ran out: each library has its own words."""
+    """Whether an exception, or its cause, says that memory ran out. Each library words it differently."""
     if error is None:
         return False
     words = ("out of memory", "not enough memory", "allocate memory", "unable to allocate", "bad_alloc")
@@ -73,21 +73,21 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def release_frames(error: BaseException | None) -> None:
-    """Let go of what the frames of a traceback hold, volumes and networks for example, and keep its lines."""
+    """Release what the frames of a traceback hold, such as volumes and networks, and keep its lines."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
 def unknown(kind: str, name: str, known: Iterable[str], more: str) -> UsageError:
-    """The error for a `name` that no `kind` has, with the nearest of the `known`; `more` says where all are listed."""
+    """The error for an unknown `name`, with the nearest of the `known` names; `more` says where all are listed."""
     near = nearest(name, known)
     hint = f" Nearest: {', '.join(near)}." if near else ""
     return UsageError(f"there is no {kind} {name!r}.{hint} All: {more}")
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
-    """Up to three of the `known` names that a mistyped `name` may stand for, the most similar first.
+    """Up to three `known` names that a mistyped `name` may mean, the most similar first.
 
     `cutoff` is how similar they must be, from 0 to 1.
     """

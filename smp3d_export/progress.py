@@ -1,4 +1,4 @@
-"""Progress on stderr: stages with their time and, for the long ones, a bar; plain lines where there is no terminal."""
+"""Progress on stderr: stages with their time, with a bar while they run; plain lines if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rich.text import Text
 
 @dataclass
 class Stage:
-    """A stage that runs. `detail` is what its finished line says."""
+    """A running stage. `detail` is shown in its line when it is done."""
 
     name: str
     detail: str = ""
     _bar: tuple[Progress, TaskID] | None = None
 
     def step(self, done: int, total: int, what: str = "") -> None:
-        """`done` of `total` parts are done; `what` is under way."""
+        """Report that `done` of `total` parts are done, and that `what` is running."""
         if self._bar is not None:
             progress, task = self._bar
             progress.update(task, completed=done, total=total, what=escape(what))
@@ -36,12 +36,12 @@ class Reporter:
         self.console = console
 
     def say(self, text: str = "", *, style: str | None = None) -> None:
-        """A line of its own, wrapped to the terminal."""
+        """Print a line, wrapped to the terminal."""
         if self.console is not None:
             self.console.print(text, style=style, markup=False, highlight=False)
 
     def working(self, text: str) -> contextlib.AbstractContextManager[object]:
-        """A spinner, on a terminal, while something goes on that is no stage."""
+        """Show a spinner on a terminal during work that is not a stage."""
         if self.console is None or not self.console.is_terminal:
             return contextlib.nullcontext()
         return self.console.status(text)

@@ -1,4 +1,4 @@
-"""Keeps what libraries print and log away from the user; what matters of it is checked afterwards."""
+"""Hides what libraries print and log. Whatever matters is checked afterwards."""
 
 from __future__ import annotations
 

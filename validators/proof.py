@@ -137,7 +137,11 @@ class Proof:
                 parity = replace(self._parity_of(graph, bounds, stage.step), of="graph")
                 what = " of its graph"
             else:
-                parity = Parity((), tuple((case.name, "the artifact cannot") for case in self.reference.cases), bounds)
+                parity = Parity(
+                    (),
+                    tuple((case.name, "the artifact cannot run on this machine") for case in self.reference.cases),
+                    bounds,
+                )
             compared = len(self.reference.cases) - len(parity.not_run)
             stage.detail = f"{compared} inputs{what}" + (f", {len(parity.not_run)} not run" if parity.not_run else "")
         return parity

@@ -83,7 +83,7 @@ def percent(part: float) -> str:
     return f"{math.floor(part * 1e4 + 1e-6) / 1e2:g} %"
 
 
-LOW = "a product of the low precision has 8 or 11 bits; what is lost adds up over a hundred layers, most at borders"
+LOW = "products have 8 or 11 bits; rounding adds up over a hundred layers, most of all at the borders of regions"
 
 TOLERANCES: dict[tuple[str, str | None], Tolerance] = {
     ("fp32", None): Tolerance(

@@ -1,4 +1,4 @@
-"""The table of targets: a row says everything that is known of one. Its package is imported only when it is used."""
+"""The table of targets. A row says everything about a target; its package is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TITLES = {
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT-RTX",
 }
-"""Python packages by the names that people know them by."""
+"""The common names of Python packages."""
 
 
 NO_GPU = "it needs an NVIDIA GPU, and this machine has none"
@@ -41,17 +41,17 @@ class Backend:
 
     Attributes:
         name: what `--to` takes.
-        package: the Python package with the modules `exporter` and `runner`, whose classes have these names.
+        package: the Python package with the modules `exporter` and `runner`, which define `Exporter` and `Runner`.
         files: the artifact's files; the first is the one that the runner loads.
         through: how it is made, in a few words.
-        precisions: those it has on a CPU, or on a GPU if it runs on nothing else.
-        gpu_precisions: those it has on a GPU besides.
+        precisions: its precisions on a CPU, or on a GPU if it runs only there.
+        gpu_precisions: further precisions that it has on a GPU only.
         library: the Python package that makes and runs it.
-        extra: the extra of this package that installs the library; empty if it is installed in any case.
+        extra: the extra of this package that installs the library; empty if no extra is needed.
         needs: what else it needs, in a few words.
-        from_onnx: whether it is made from the ONNX graph, so that it can start from an ONNX file, without PyTorch.
-        gpu: whether it runs on an NVIDIA GPU only.
-        builds_on_gpu: whether it can be made only on the GPU that it is for.
+        from_onnx: whether it is made from the ONNX graph, and so can start from an ONNX file, without PyTorch.
+        gpu: whether it runs on NVIDIA GPUs only.
+        builds_on_gpu: whether it must be built on the GPU that it is for.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Backend:
     builds_on_gpu: bool = False
 
     def device(self, device: str) -> str:
-        """Where an artifact that is loaded for `device` runs: an engine always on a GPU."""
+        """The device that an artifact loaded for `device` runs on: always a GPU for an engine."""
         return CUDA if self.gpu and device == CPU else device
 
     def exporter(self) -> Exporter:
@@ -93,7 +93,7 @@ class Backend:
 
     @property
     def title(self) -> str:
-        """Its library by the name that people know it by."""
+        """The common name of its library."""
         return TITLES.get(self.library, self.library)
 
     def support(self, precision: Precision, device: str = CPU) -> Support:
@@ -116,7 +116,7 @@ class Backend:
         return self.exporter().run_support(precision, device) if missing is None else missing
 
     def _missing(self, precision: Precision, device: str) -> Support | None:
-        """What is missing both to export and to run."""
+        """What is missing, whether to export or to run; None if nothing is."""
         if precision not in self.all_precisions:
             return Support.none(self.name, precision, self.all_precisions)
         if not self.installed:
@@ -224,7 +224,7 @@ def find(name: str) -> Backend:
 
 
 def elsewhere(row: Backend) -> str:
-    """What to do on a machine without a GPU instead of building an engine there."""
+    """What to do instead of building an engine on a machine without a GPU."""
     others = ", ".join(other.name for other in ROWS if other.gpu and not other.builds_on_gpu)
     instead = f"use --to {others}, which builds without one; or " if others else ""
     return (
@@ -233,7 +233,7 @@ def elsewhere(row: Backend) -> str:
 
 
 def ready(name: str, precision: Precision = Precision.FP32, device: str = CPU) -> Exporter:
-    """The exporter of a target that this machine can export to.
+    """The exporter of a target, if this machine can export to it.
 
     Raises:
         TargetUnavailableError: it cannot; the message has the reason and the fix.
@@ -245,9 +245,9 @@ def ready(name: str, precision: Precision = Precision.FP32, device: str = CPU) -
 
 
 def check(names: Sequence[str], settings: Settings, *, calibrated: bool = False) -> None:
-    """Refuse, before any work is done, settings that a target does not have, and targets of which none is available.
+    """Refuse settings that a target does not have, or targets of which none is available, before any work is done.
 
-    `calibrated` says that the source is in int8 already, with its ranges.
+    `calibrated` says that the source is in int8 already.
 
     Raises:
         UsageError: a setting is wrong.
@@ -256,7 +256,8 @@ def check(names: Sequence[str], settings: Settings, *, calibrated: bool = False)
     if settings.precision is Precision.INT8 and not calibrated:
         if settings.calibration is None:
             raise UsageError(
-                "int8 takes its ranges from volumes like those it will see: give a folder of them with --calibration"
+                "int8 is calibrated on volumes like those that the network will see: "
+                "give a folder of them with --calibration"
             )
         settings.calibration.files()
     elif settings.calibration is not None:

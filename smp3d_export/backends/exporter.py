@@ -1,4 +1,4 @@
-"""What every exporter has in common: whether it can work here, and what it makes."""
+"""What exporters have in common: whether they can work on this machine, and what they make."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def either(words: Iterable[str]) -> str:
 class Exported:
     """What an exporter made: a line for the user, and facts for the manifest.
 
-    `graph` is the ONNX graph that the artifact was made from. It is compared in place of an artifact that cannot run on
-    this machine, and beside one that this machine computes in a higher precision than others would.
+    `graph` is the ONNX graph that the artifact was made from. It is compared instead of an artifact that cannot run on
+    this machine, and also if this machine computes the artifact in a higher precision than others would.
     """
 
     summary: str

@@ -1,4 +1,4 @@
-"""What the runners in PyTorch have in common, on the CPU or on an NVIDIA GPU."""
+"""What PyTorch's runners have in common, on the CPU or on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Runner(runner.Runner):
 
 
 def without_tf32() -> None:
-    """Have PyTorch keep fp32 as it is in products on a GPU, in this process: it would round what goes into them."""
+    """Turn TF32 off in this process, so that PyTorch does not round the inputs of fp32 products on a GPU."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def seconds_on_gpu(call: Callable[[], object], device: torch.device | str) -> float:
-    """What a call took on a GPU, by CUDA's events: without the copies to and from it that come before and after."""
+    """The seconds that a call took on a GPU, by CUDA events, without the copies to and from the GPU."""
     with torch.cuda.device(device):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

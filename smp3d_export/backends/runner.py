@@ -1,4 +1,4 @@
-"""What every runner has in common: no backend sees an input before it is a volume that the contract admits."""
+"""What runners have in common: an input is checked against the contract before the backend sees it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact on disk, and how it is to be run.
+    """An artifact on disk, and how to run it.
 
     Attributes:
         row: the target's row in the table of backends.
         folder: its folder.
         manifest: its description.
-        threads: how many to use; if None, the backend chooses.
+        threads: CPU threads; if None, the backend chooses.
         device: `cpu`, `cuda` or `cuda:N`.
     """
 
@@ -48,11 +48,11 @@ class Artifact:
 class Runner(abc.ABC):
     """A loaded artifact: call it with (N, C, H, W, D) and get its outputs by name.
 
-    A backend implements `_run`, and `_timed` if it has a better clock than the wall's.
+    A backend implements `_run`, and `_timed` if it has a better clock than wall time.
 
     Raises:
         UsageError: the files are not what the manifest says.
-        TargetUnavailableError: this machine lacks something that is needed to run them.
+        TargetUnavailableError: this machine lacks something that the artifact needs.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -65,14 +65,14 @@ class Runner(abc.ABC):
 
         Raises:
             UsageError: `image` does not hold real numbers.
-            ShapeError: it is outside the contract; no backend is asked to cope with it.
+            ShapeError: it is outside the contract.
             RunError: the runtime failed.
         """
         return self._admitted(self._run, image)
 
     @final
     def seconds(self, image: ArrayLike) -> float | None:
-        """Run and return the seconds it took if the backend has a better clock than the wall's; otherwise None.
+        """Run, and return the seconds that it took if the backend has a better clock than wall time; otherwise None.
 
         Raises:
             UsageError: `image` does not hold real numbers.
@@ -82,7 +82,7 @@ class Runner(abc.ABC):
         return self._admitted(self._timed, image)
 
     def _admitted(self, run: Callable[[Volume], Result], image: ArrayLike) -> Result:
-        """Run on an image as backends take it, if the contract admits it."""
+        """The image in the form that backends take, if the contract admits it."""
         volume = as_volume(image)
         self.contract.check(volume.shape)
         try:

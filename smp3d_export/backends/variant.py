@@ -1,4 +1,4 @@
-"""What artifacts are made from: a captured program or an ONNX file, with the graphs that were made from it so far."""
+"""What artifacts are made from: a captured program or an ONNX file, and the graphs made from it so far."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """One program by its name among those of an export (`on`, `off`, `cpu`, `file`); all compute the same.
+    """One program of an export, by name (`on`, `off`, `cpu`, `file`). All compute the same.
 
     `samples` are volumes (N, C, H, W, D) of the user's that the contract admits. What overflows half precision on them
     stays in fp32.
 
-    What several targets need is made once and shared: nobody changes a graph that this hands out.
+    Graphs are made once and shared by targets, so a graph that this returns must not be changed.
     """
 
     name: str
@@ -53,13 +53,13 @@ class Variant:
 
     @property
     def captured(self) -> Captured:
-        """The captured program; only targets that start from ONNX are given a file."""
+        """The captured program. Only targets that can start from ONNX are given a file instead."""
         assert not isinstance(self.source, OnnxFile)
         return self.source
 
     @property
     def rewrites(self) -> Mapping[str, int] | None:
-        """How often each rewrite was applied; None if the export that wrote the file did that."""
+        """How often each rewrite was applied; None for an ONNX file, which was rewritten when it was exported."""
         return None if isinstance(self.source, OnnxFile) else self.source.rewrites
 
     @property
@@ -69,11 +69,11 @@ class Variant:
 
     @property
     def for_cpu(self) -> bool:
-        """Whether the program was rewritten to be fast on CPUs, whatever it is elsewhere."""
+        """Whether the program was rewritten to be fast on CPUs only."""
         return not isinstance(self.source, OnnxFile) and self.source.for_cpu
 
     def lowered(self, settings: Settings, *, runs_in_torch: bool = False) -> Captured:
-        """The captured program in the precision that is asked for; see `lowering.lowered`.
+        """The captured program in the requested precision; see `lowering.lowered`.
 
         `runs_in_torch` says that PyTorch runs it, so that what it computes wrongly on this CPU stays in fp32.
         """
@@ -85,13 +85,13 @@ class Variant:
         return self._once(key, lower)
 
     def kept_fp32(self, settings: Settings) -> dict[str, Any]:
-        """For the manifest: what stays in fp32 of a captured program that is exported in half precision."""
+        """For the manifest: what stays in fp32 in a half-precision export of a captured program."""
         if isinstance(self.source, OnnxFile) or not settings.precision.is_half:
             return {}
         return {"kept_fp32": dict(self.lowered(settings).kept)}
 
     def graph(self, settings: Settings) -> ModelProto:
-        """The ONNX graph in the precision that is asked for.
+        """The ONNX graph in the requested precision.
 
         Raises:
             ExportError: the exporter or the quantisation fails.

@@ -31,7 +31,7 @@ def cell(row: Backend, precision: Precision, devices: Iterable[str]) -> dict[str
 
 
 def first_ready(supports: Iterable[Support]) -> Support:
-    """The first that is ready; if none is, the last, whose device has the most."""
+    """The first that is ready; if none is, the last, which is for the most capable device."""
     support = None
     for support in supports:
         if support.ready:
@@ -77,7 +77,7 @@ def marks(found: dict[str, Any]) -> str:
 
 
 def notes(targets: dict[str, Any]) -> list[str]:
-    """What cannot be done here and why: a line for each reason, with the targets and precisions that have it."""
+    """What this machine cannot do: a line for each reason, with the targets and precisions it applies to."""
     places: dict[str, list[tuple[str, str]]] = {}
     for target, precisions in targets.items():
         for precision, found in precisions.items():
@@ -93,7 +93,7 @@ def notes(targets: dict[str, Any]) -> list[str]:
 
 
 def refusals(found: dict[str, Any]) -> list[str]:
-    """What a cell cannot do, and why; once if both are for one reason."""
+    """What a cell cannot do, and why; one line if exporting and running fail for the same reason."""
     export, run = found, found["run"]
     if not export["ready"] and export["reason"] == run["reason"]:
         return [f"cannot be exported or run here: {because(export)}"]

@@ -1,4 +1,4 @@
-"""The words of the command line: the main job takes none, unknown ones name their nearest, Tab completes them."""
+"""The command's first word: a job, or an architecture for the main job. Typos name the nearest; Tab completes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from smp3d_export.errors import UsageError, nearest, unknown
 
 HELP = ("-h", "--help")
 
-# The base of all that parsing raises. It lives where Typer keeps Click, which differs between its versions.
+# The base class of parsing errors. Where Typer keeps its copy of Click differs between versions.
 ParsingError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
 
 def spelling(option: str) -> str:
-    """One name for the British and the American spelling of an option: --optimise and --optimize, --normalize too."""
+    """One name for both spellings of an option: --optimise and --optimize, --normalise and --normalize."""
     return f"{option.removesuffix('ise')}ize" if option.endswith("ise") else option
 
 
@@ -41,7 +41,7 @@ class Job(TyperCommand):
 
 
 class MainJob(Job):
-    """The job without a word. Its help leads to the others."""
+    """The job that needs no word. Its help also lists the other jobs."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
@@ -57,7 +57,7 @@ class Jobs(TyperGroup):
     """The command itself: `smp3d-export ARCH ENCODER` is `smp3d-export export ARCH ENCODER`."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
-        """As Typer has it, but whatever parsing raises becomes one line, as every other error."""
+        """Run the command. A parsing error becomes one line, like every other error."""
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
         words = extra.get("args", args[0] if args else None)
@@ -88,7 +88,7 @@ class Jobs(TyperGroup):
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """The jobs, and what the main job begins with: architectures, or options."""
+        """Complete jobs, and whatever the main job can begin with: architectures, or options."""
         found = super().shell_complete(ctx, incomplete)
         main: Any = self.commands[MAIN]
         with main.make_context(MAIN, [], parent=ctx, resilient_parsing=True) as context:
@@ -125,7 +125,7 @@ def check_word(word: str, jobs: Mapping[str, Any]) -> None:
 
 
 def in_words(error: Any) -> str:
-    """What parsing raised, in one line: what is wrong and, if that is known, what would be right."""
+    """A parsing error in one line: what is wrong, and what would be right if that is known."""
     context = getattr(error, "ctx", None)
     job = context.command if context is not None and isinstance(context.command, Job) else None
     more = f"{path(job) if job else PROGRAM} --help"

@@ -43,10 +43,10 @@ def overview(jobs: Mapping[str, Any]) -> None:
 
 
 def show(job: Any, params: Iterable[Any], others: Mapping[str, Any] | None = None) -> None:
-    """Print the help of a job; with `others`, the jobs that it leads to and some examples."""
+    """Print the help of a job; with `others`, also those jobs and some examples."""
     console = Console(highlight=False)
     for paragraph in inspect.cleandoc(job.help or "").split("\n\n"):
-        # Lines that are indented are commands, to be copied as they are.
+        # Indented lines are commands: they are not wrapped.
         console.print(Text(paragraph if "\n " in paragraph else paragraph.replace("\n", " ")), soft_wrap=False)
         console.print()
     console.print(Text.assemble(("Usage: ", "bold"), usage(job)))
@@ -73,7 +73,7 @@ def section(console: Console, title: str, lines: Iterable[str]) -> None:
 
 
 def described(jobs: Mapping[str, Any]) -> list[str]:
-    """A line for each job that has a word of its own."""
+    """One line for each visible job."""
     texts = {name: job.get_short_help_str(66) for name, job in jobs.items() if not job.hidden}
     width = max(map(len, texts))
     return [f"{name:<{width}}  {text}" for name, text in texts.items()]
@@ -117,10 +117,11 @@ def heading(param: Any) -> str:
 
 
 def explanation(param: Any) -> Text:
-    """The help of a parameter, where TARGETS stands for the names of all targets, with its default."""
+    """The help of a parameter with its default. TARGETS in it is replaced by the names of all targets."""
     words = (param.help or "").replace("TARGETS", ", ".join(backends.names()))
     if isinstance(param.default, str | int | float) and param.default is not False:
-        words += f" [default: {param.default}]"
+        value = f"{param.default:g}" if isinstance(param.default, float) else param.default
+        words += f" [default: {value}]"
     text = Text(words)
     text.highlight_regex(r"\[default: .*\]", "dim")
     return text

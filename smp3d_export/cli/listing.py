@@ -23,11 +23,11 @@ Row = dict[str, Any]
 FAMILIES: Mapping[str, EncoderSpec] = {
     name: next(members) for name, members in groupby(ENCODERS.values(), key=attrgetter("family"))
 }
-"""A member of each family: what an architecture refuses, it refuses of all."""
+"""One member of each family: an architecture refuses all of a family or none."""
 
 
 def rows(what: str, family: str | None = None) -> list[Row]:
-    """The rows of one table, as JSON has them.
+    """The rows of one table, ready for JSON.
 
     Raises:
         UsageError: there is no such table, or no such family.
@@ -77,7 +77,7 @@ def encoders() -> list[Row]:
 
 
 def needed(architecture: ArchitectureSpec, encoder: EncoderSpec) -> dict[str, int]:
-    """The arguments with which alone an architecture has an encoder that it does not refuse."""
+    """The arguments that an architecture needs to accept an encoder; empty if none, or if it refuses the encoder."""
     if architecture.refusal(encoder):
         return {}
     depth = {"encoder_depth": STAGES} if architecture.refusal(encoder, STAGES - 1) else {}
@@ -92,7 +92,10 @@ def show_architectures(table: list[Row], console: Console) -> None:
             below(console, f"not with {families}: {reason}")
         for families, needs in grouped(row["needs"]):
             below(console, f"with {families}: {arguments(needs)}")
-    note(console, "Arguments of their own are shown with their defaults; those without an option are given by --arg.")
+    note(
+        console,
+        "Shown are each architecture's own arguments, with defaults. Give those without an option by --arg KEY=VALUE.",
+    )
 
 
 def show_encoders(table: list[Row], console: Console) -> None:
@@ -109,9 +112,9 @@ def show_encoders(table: list[Row], console: Console) -> None:
         below(console, f"{row['name']:<22}{row['parameters'] / 1e6:>7.1f} M   {weights}")
     note(
         console,
-        "Parameters in 3D, and published weights for --encoder-weights. Each has five stages of stride 2, or of 1 to 4 "
-        "an axis by --strides. Why an architecture refuses one: smp3d-export list architectures. With the extra timm, "
-        "tu-NAME is the model NAME of timm_3d.",
+        "Parameters of the 3D encoder, and published weights for --encoder-weights. Every encoder has five stages of "
+        "stride 2; --strides sets 1 to 4 on each axis. Why an architecture refuses an encoder: smp3d-export list "
+        "architectures. With the extra timm, tu-NAME is the model NAME of timm_3d.",
     )
 
 
@@ -162,13 +165,13 @@ def note(console: Console, text: str) -> None:
 
 
 def grouped(told: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Those of one value together, their names with commas."""
+    """Names with the same value together, separated by commas, and that value."""
     values = [value for number, value in enumerate(told.values()) if value not in list(told.values())[:number]]
     return [(", ".join(name for name, own in told.items() if own == value), value) for value in values]
 
 
 def arguments(values: Mapping[str, Any]) -> str:
-    """As the command line takes them."""
+    """Arguments as the command line takes them."""
     return "  ".join(f"{name}={written(value)}" for name, value in values.items())
 
 

@@ -1,4 +1,4 @@
-"""The command line: parses, calls the pipeline, prints. No logic, and no torch until a job needs it."""
+"""The jobs of the command line: parse, call, print. They hold no logic, and import torch only if they need it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def group(
 
 
 def exporting(source: Callable[..., Source]) -> Callable[..., None]:
-    """A job that exports the network which `source` makes of its own options; those of every export are added to it."""
+    """A job that exports what `source` makes from its own options. The options of every export are added."""
     own = inspect.signature(source, eval_str=True).parameters
     _, *others = inspect.signature(run_export, eval_str=True).parameters.values()
 
@@ -92,7 +92,7 @@ def run_export(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Export a network with the options that every export has, print its report, and exit with its code."""
+    """Export a network with the options common to all exports, print its report, and exit with its code."""
     reports = parsing.reports(report)
     normalisation = parsing.normalisation(normalize)
     request = Request(
@@ -192,7 +192,7 @@ def export_saved(source: options.Saved, revision: options.Revision = None, seed:
     """
     if source.lower().endswith(".onnx"):
         if revision is not None:
-            raise UsageError("--revision is of a repository, not of an ONNX file")
+            raise UsageError("--revision goes with a repository on the hub, not with an ONNX file")
         return OnnxSource(path=Path(source), seed=seed)
     return SavedModel(source=source, revision=revision, seed=seed)
 

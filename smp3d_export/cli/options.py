@@ -26,7 +26,7 @@ def complete_from(names: Callable[[], Iterable[str]]) -> Callable[[str], list[st
 
 
 def complete_list(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Completes the last of several names with commas."""
+    """Completes the last of several comma-separated names."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -36,7 +36,7 @@ def complete_list(names: Callable[[], Iterable[str]]) -> Callable[[str], list[st
 
 
 class WrongNumber(typer.BadParameter):
-    """A number that cannot be read. Its message is ours alone, whichever version of Typer hands it on."""
+    """A number that cannot be read. Its message is shown as it is, in every version of Typer."""
 
     def format_message(self) -> str:
         return self.message
@@ -74,7 +74,7 @@ def number(option: str) -> Callable[[object], float]:
 
 
 def with_default(text: str, default: str) -> str:
-    """A help text with a default that the job works out, written like one that is a value."""
+    """A help text with a default that the job works out, in the form of a plain default."""
     return f"{text} [default: {default}]"
 
 
@@ -174,8 +174,9 @@ WeightsKey = Annotated[
     typer.Option(
         metavar="PATH",
         rich_help_panel=WEIGHTS,
-        help="Which weights to use if the checkpoint holds several: state_dict_ema. "
-        "[dim]Default: the set that is not an average[/]",
+        help=with_default(
+            "Weights to use if the checkpoint holds several, such as state_dict_ema.", "the set that is not an average"
+        ),
     ),
 ]
 EncoderWeights = Annotated[
@@ -233,7 +234,7 @@ Multiple = Annotated[
 ]
 Static = Annotated[bool, typer.Option("--static", rich_help_panel=SHAPES, help="Freeze all axes at --shape.")]
 
-# What is made of it.
+# What it is exported to.
 To = Annotated[
     str,
     typer.Option(
@@ -307,7 +308,7 @@ Opset = Annotated[
         metavar="N",
         parser=whole("--opset"),
         rich_help_panel=EXPORT,
-        help="ONNX operator set, 13 to 25. [dim]Default: 20, or the ONNX file's[/]",
+        help=with_default("ONNX operator set, 13 to 25.", "20, or the ONNX file's"),
     ),
 ]
 Optimise = Annotated[
@@ -315,13 +316,14 @@ Optimise = Annotated[
     typer.Option(
         metavar="|".join(get_args(request.Optimise)),
         rich_help_panel=EXPORT,
-        help="Exact rewrites of the graph; cpu adds those that only help on a CPU; auto keeps the fastest on this "
-        "machine.",
+        help=with_default(
+            "Exact rewrites of the graph. cpu adds those that only help on a CPU; auto keeps the fastest here.", "on"
+        ),
         autocompletion=complete_from(lambda: get_args(request.Optimise)),
     ),
 ]
 
-# How it is proved.
+# How it is compared and timed.
 Sample = Annotated[
     list[Path] | None,
     typer.Option(
@@ -347,7 +349,7 @@ MinSpeedup = Annotated[
     ),
 ]
 
-# What the jobs on an artifact take.
+# For the jobs that take artifacts.
 Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an artifact, or of several.")]
 
 Artifacts = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of artifacts, each with one or more.")]
@@ -380,7 +382,7 @@ ForceBench = Annotated[
     bool, typer.Option("--force", rich_help_panel=PROOF, help="Compare artifacts of different networks too.")
 ]
 
-# What every job has.
+# For every job.
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 Reports = Annotated[
     list[str] | None,
@@ -393,7 +395,7 @@ Reports = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
 
-# What `list` prints.
+# For `list`.
 What = Annotated[
     str, typer.Argument(metavar="KIND", help=", ".join(KINDS), autocompletion=complete_from(lambda: KINDS))
 ]

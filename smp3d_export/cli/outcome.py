@@ -1,4 +1,4 @@
-"""How a job ends: its reports written, its table or one line of error printed, an exit code."""
+"""How a job ends: reports are written, a table or a one-line error is printed, and an exit code is set."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from smp3d_export.report import Destination, Failure, Result
 if TYPE_CHECKING:
     from smp3d_export.validators.verdict import Report
 
-# What a device may do without, as long as it does nothing that needs it; pip and Python have one name for each.
+# Packages that a device may lack if it runs nothing that needs them. pip and Python use the same names for them.
 INSTALLED = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxsim", "safetensors", "huggingface_hub")
 EXIT_UNAVAILABLE = 3
 EXIT_INTERRUPTED = 130
 
 
 def reporting(job: Callable[..., None]) -> Callable[..., None]:
-    """Turn an error into its one line on stderr (JSON on stdout where `as_json` asks for that) and its exit code."""
+    """Turn an error into one line on stderr, or JSON on stdout with `as_json`, and an exit code."""
 
     @functools.wraps(job)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -35,7 +35,7 @@ def reporting(job: Callable[..., None]) -> Callable[..., None]:
         except typer.Exit:
             raise
         except KeyboardInterrupt:
-            fail("interrupted; nothing unfinished was left", EXIT_INTERRUPTED, kwargs)
+            fail("interrupted; no unfinished artifact is left behind", EXIT_INTERRUPTED, kwargs)
         except Smp3dExportError as error:
             if debug:
                 traceback.print_exc()
@@ -44,7 +44,7 @@ def reporting(job: Callable[..., None]) -> Callable[..., None]:
             if debug:
                 traceback.print_exc()
             if isinstance(error, ModuleNotFoundError) and error.name in INSTALLED:
-                fail(f"{error.name} is not installed here: pip install {error.name}", EXIT_UNAVAILABLE, kwargs)
+                fail(f"{error.name} is not installed: pip install {error.name}", EXIT_UNAVAILABLE, kwargs)
             text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             fail(f"{BUG}: {text}", 1, kwargs)
 

@@ -1,4 +1,4 @@
-"""What the command line's texts mean: shapes, strides, lists, pairs. Every error names its option and an example."""
+"""Parse the values of options: shapes, strides, lists, pairs. Every error names its option and gives an example."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from smp3d_export.runtime.volumes import Normalisation
 
 
 def numbers(option: str, text: str, example: str) -> tuple[int, ...]:
-    """`256,128,64` to whole numbers, none of them negative.
+    """`256,128,64` to whole numbers from 0 up.
 
     Raises:
-        UsageError: it is written in another way.
+        UsageError: the text is not such a list.
     """
     parts = text.split(",")
     if not all(part.strip().isascii() and part.strip().isdigit() and len(part) < 16 for part in parts):
@@ -75,10 +75,10 @@ def pairs(option: str, text: str) -> dict[str, Any]:
 
 
 def arguments(named: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:
-    """What was given of a constructor's arguments: by options of their own, where not None, and by `--arg KEY=VALUE`.
+    """The constructor arguments that were given: by their own options, if not None, and by `--arg KEY=VALUE`.
 
     Raises:
-        UsageError: a text is no `KEY=VALUE`, or an argument is given twice.
+        UsageError: a text is not `KEY=VALUE`, or an argument is given twice.
     """
     given = {name: value for name, value in named.items() if value is not None}
     for text in texts:
@@ -118,7 +118,7 @@ def capabilities(text: str | None) -> tuple[str, ...]:
 
 
 def reports(texts: Iterable[str] | None) -> tuple[Destination, ...]:
-    """`KIND=FILE` to what is written where; the folder of every file must exist."""
+    """`KIND=FILE` to destinations. The folder of every file must exist."""
     found = []
     for text in texts or ():
         kind, equals, name = text.partition("=")
@@ -134,7 +134,7 @@ def reports(texts: Iterable[str] | None) -> tuple[Destination, ...]:
 
 
 def value(text: str) -> Any:
-    """A whole number, a number, true, false or none where the text is one; else the text."""
+    """A whole number, a number, true, false or none if the text is one; otherwise the text."""
     words = {"true": True, "false": False, "none": None}
     text = text.strip()
     if text.lower() in words:

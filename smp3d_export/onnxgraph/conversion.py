@@ -41,11 +41,13 @@ def convert(captured: Captured, opset: int) -> onnx.ModelProto:
             weights = take_weights(program)
             model = program.model_proto
     except Exception as error:  # the exporter lets whatever a decomposition raises through
-        hint = ". Some operators have no form for dynamic axes: --static may do" if captured.contract.dynamic else ""
+        hint = (
+            ". Some operators cannot be exported with dynamic axes: try --static" if captured.contract.dynamic else ""
+        )
         raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {error}{hint}") from error
     made = opset_of(model)
     if made != written:
-        raise ExportError(f"opset {written} was asked for, but the exporter wrote {made}: use --opset {made}")
+        raise ExportError(f"opset {written} was requested, but the exporter wrote {made}: use --opset {made}")
     if not too_large(model):
         model = checked(simplified(model))
     give_back(model, weights)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 GROUPED = "grouped Conv"
 LEFT_OUT = {
-    GROUPED: "a grouped or depthwise convolution has no fast int8 kernel over three axes, and loses most by rounding",
-    "ConvTranspose": "ONNX Runtime has no int8 kernel for it: it would only be rounded",
+    GROUPED: "ONNX Runtime has no fast int8 kernel for a grouped or depthwise convolution, which loses most in int8",
+    "ConvTranspose": "ONNX Runtime has no int8 kernel for it, so it would only be rounded",
 }
 """Layers that stay in fp32, and why."""
 
@@ -121,7 +121,7 @@ def facts(model: onnx.ModelProto) -> dict[str, Any]:
         "layers": len(int8) + others.total(),
         "int8": len(int8),
         "left_out": {
-            name: {"count": count, "reason": LEFT_OUT.get(name, "ONNX Runtime's tool keeps it")}
+            name: {"count": count, "reason": LEFT_OUT.get(name, "ONNX Runtime's quantiser leaves it in fp32")}
             for name, count in others.items()
         },
     }

@@ -1,4 +1,4 @@
-"""The result of a job in several formats: a table from the name of a format to its one function."""
+"""The result of a job in several formats: a table maps the name of a format to the function that writes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smp3d_export.errors import UsageError
 
 
 class Result(Protocol):
-    """What a job came to: the verdicts of an export or of `verify`, the timings of `bench`, or a failure."""
+    """The result of a job: the verdicts of an export or of `verify`, the timings of `bench`, or a failure."""
 
     @property
     def exit_code(self) -> int: ...
@@ -24,7 +24,7 @@ class Result(Protocol):
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that came to nothing."""
+    """A job that failed before it had a result."""
 
     error: str
     exit_code: int
@@ -34,12 +34,12 @@ class Failure:
 
 
 FORMATS: Mapping[str, str] = MappingProxyType({"json": "smp3d_export.report.json:write"})
-"""What `--report` takes, and the function (result, file) that writes it."""
+"""The kinds that `--report` takes, and the function (result, file) that writes each."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """A format, and the file that it is written to; None is stdout."""
+    """A format and the file to write it to; None means stdout."""
 
     format: str
     file: Path | None

@@ -1,4 +1,4 @@
-"""The report as a terminal shows it, in 80 columns."""
+"""The report for a terminal, in 80 columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_RUN = "not run"
 def show(report: Report, console: Console, *, speed: bool = True) -> None:
     """Print the verdict table, what was not run, what failed, and where the artifacts are.
 
-    `speed` says whether speed was asked for, and so has its columns.
+    `speed` says whether speed was requested, and so gets columns.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("  target")
@@ -50,7 +50,7 @@ def show(report: Report, console: Console, *, speed: bool = True) -> None:
 
 
 def remark(console: Console, text: str, style: str) -> None:
-    """A remark under the table, whose further lines are indented more."""
+    """Print a remark under the table, indented on every line."""
     grid = Table.grid()
     grid.add_column()
     grid.add_column(overflow="fold")  # a path that is longer than a line is needed whole
@@ -59,7 +59,7 @@ def remark(console: Console, text: str, style: str) -> None:
 
 
 def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """What there is to say of a verdict beside its row, and in which colour."""
+    """Remarks on a verdict that do not fit into its row, each with a colour."""
     parity, target = verdict.parity, verdict.label
     if verdict.not_run is not None and verdict.error is None:
         yield f"{target}: {NOT_RUN}: {verdict.not_run}", "yellow"
@@ -83,7 +83,7 @@ def remarks(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 
 def judged_otherwise(parity: Parity) -> Iterator[str]:
-    """What was not judged by its Dice coefficient: classes of few voxels, and voxels that are not real."""
+    """What was not judged by a Dice coefficient: classes of few voxels, and inputs that are made up."""
     small: dict[str, list[str]] = {}
     for measured in parity.judged if parity.tolerance.dice is not None else ():
         for overlap in measured.small:
@@ -92,12 +92,12 @@ def judged_otherwise(parity: Parity) -> Iterator[str]:
     for name, cases in small.items():
         where = ", ".join(dict.fromkeys(cases))
         yield (
-            f"{name} has fewer than {bounds.small} voxels ({where}) and is judged there by voxels: "
+            f"{name} has fewer than {bounds.small} voxels on the input {where}, so it is judged by voxels: "
             f"{bounds.differing} may differ"
         )
     made_up = {m.case: m.made_up for m in parity.measurements if m.made_up is not None}
     for case, reason in made_up.items():
-        yield f"the {case} shape is proved by its outputs' shape and a second run alone: {reason}"
+        yield f"on the input {case} only the shape of the outputs and a second run are checked: {reason}"
 
 
 def row(verdict: Verdict) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ def row(verdict: Verdict) -> tuple[str, ...]:
 
 
 def agreement(parity: Parity) -> str:
-    """The worst measurement beside its bound: the largest error, or the Dice coefficient where that is what counts."""
+    """The worst measurement and its bound: the largest error, or the Dice coefficient if that decides."""
     bounds = parity.tolerance
     if bounds.relative is not None:
         return f"{parity.relative:.0e} of {bounds.relative:.0e}"
@@ -125,7 +125,7 @@ def agreement(parity: Parity) -> str:
 
 
 def labels(parity: Parity) -> str:
-    """The part of the voxels whose label is the same, at worst."""
+    """The share of voxels with the same label, at worst."""
     return "–" if parity.labels is None else percent(parity.labels)
 
 
@@ -136,7 +136,7 @@ def speedup(ratio: Ratio) -> tuple[str, str]:
 
 
 def milliseconds(seconds: float) -> str:
-    """A time with three digits or so: in seconds from 10 s up."""
+    """A time with about three digits, in seconds from 10 s up."""
     if seconds >= 10:
         return f"{seconds:.1f} s"
     return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.1f} ms"

@@ -1,4 +1,4 @@
-"""What `bench` measured, as a terminal shows it, in 80 columns."""
+"""The timings of `bench` for a terminal, in 80 columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smp3d_export.validators.bench import BEST_EAGER, MATRIX_SIZE, Bench, Row
 
 
 def show(result: Bench, console: Console) -> None:
-    """Print a table for each shape, and what they have in common."""
+    """Print a table for each shape, then what applies to all of them."""
     for shape in dict.fromkeys(row.shape for row in result.rows):
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         console.print(" × ".join(map(str, shape)), style="bold", highlight=False)
@@ -29,17 +29,20 @@ def show(result: Bench, console: Console) -> None:
     precisions = ", ".join(f"{name} {precision}" for name, precision in result.precisions.items())
     console.print(f"{precisions} · {result.threads} threads", highlight=False)
     console.print(
-        f"GFLOP/s are of the network as captured; a {MATRIX_SIZE}² matrix product in fp32 reached "
+        f"GFLOP/s count the network as captured. A {MATRIX_SIZE}² matrix product in fp32 reached "
         f"{result.matrix_gflops:.0f} GFLOP/s in the same rounds.",
         highlight=False,
     )
     if any(row.name == BEST_EAGER for row in result.rows):
-        console.print(f"{BEST_EAGER}: rewritten as artifacts are, in channels-last-3d", highlight=False)
+        console.print(
+            f"{BEST_EAGER}: eager PyTorch with the rewrites of artifacts, in channels-last-3d", highlight=False
+        )
 
 
 def memory(row: Row) -> str:
+    """The peak memory of a side in a line."""
     on_gpu = "" if row.device_peak is None else f", and {row.device_peak / 1e9:.2f} GB on the GPU"
-    return f"{row.name}: {(row.peak_memory or 0) / 1e9:.2f} GB of memory at its peak, alone in a process{on_gpu}"
+    return f"{row.name}: {(row.peak_memory or 0) / 1e9:.2f} GB of peak memory, alone in a process{on_gpu}"
 
 
 def cells(row: Row) -> tuple[str, ...]:

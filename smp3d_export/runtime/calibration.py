@@ -44,10 +44,12 @@ class Calibration:
             UsageError: there is no such folder, or no volume in it.
         """
         if not self.folder.is_dir():
-            raise UsageError(f"--calibration is {str(self.folder)!r}, which is no folder: give one with volumes in it")
+            raise UsageError(
+                f"--calibration is {str(self.folder)!r}, which is not a folder: give one with volumes in it"
+            )
         files = sorted(path for path in self.folder.iterdir() if path.name.lower().endswith(SUFFIXES))
         if not files:
-            raise UsageError(f"--calibration {str(self.folder)!r} has no volume in it ({', '.join(SUFFIXES)})")
+            raise UsageError(f"--calibration {str(self.folder)!r} holds no volumes ({', '.join(SUFFIXES)})")
         return files
 
     @cached_property

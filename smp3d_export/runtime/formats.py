@@ -48,7 +48,7 @@ def stored(path: Path) -> Stored:
         elif is_nifti(path):
             found = in_nifti(path)
         else:
-            raise UsageError(f"{path.name} is not a volume that can be read: use .npy, .npz, .nii or .nii.gz")
+            raise UsageError(f"{path.name} cannot be read as a volume: use .npy, .npz, .nii or .nii.gz")
     except UNREADABLE as error:
         raise unreadable(path, error) from error
     if found.dtype.kind not in "fiub" or not 3 <= len(found.shape) <= 5 or 0 in found.shape:
@@ -95,7 +95,7 @@ def in_nifti(path: Path) -> Stored:
         from nibabel.spatialimages import HeaderDataError
     except ImportError:
         raise UsageError(
-            f"reading {path.name} takes nibabel: pip install 'smp3d-export[nifti]', or save the volume as .npy"
+            f"reading {path.name} needs nibabel: pip install 'smp3d-export[nifti]', or save the volume as .npy"
         ) from None
     try:
         image: Any = nibabel.load(path)

@@ -112,8 +112,8 @@ def arranged(path: Path, shape: tuple[int, ...]) -> Shape:
     h, w, d, *others = shape
     if min(others) > 1 and len(others) > 1:
         raise UsageError(
-            f"{str(path)!r} holds an array {shape}, that is {others[0]} points in time and {others[1]} values a voxel; "
-            "a volume has one of the two, its channels"
+            f"{str(path)!r} holds an array {shape}: {others[0]} time points and {others[1]} values per voxel. A volume "
+            "can have one of the two, as its channels"
         )
     return 1, math.prod(others), h, w, d
 

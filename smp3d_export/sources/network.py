@@ -76,7 +76,9 @@ class Network:
             return self
         if not torch.cuda.is_available() or torch.device(device).index not in (None, *range(torch.cuda.device_count())):
             seen = f"{torch.cuda.device_count() or 'no'} GPU"
-            raise TargetUnavailableError(f"--device is {device}, but PyTorch sees {seen} here: use --device cpu")
+            raise TargetUnavailableError(
+                f"--device is {device}, but PyTorch sees {seen} on this machine: use --device cpu"
+            )
         without_tf32()
         return replace(self, model=self.model.to(device), device=device)
 
@@ -196,7 +198,8 @@ class OpenedNetwork:
     def program(self, request: Request, reporter: Reporter) -> Program:
         with reporter.stage("capture") as stage:
             captured = capture(self.network.model, self.contract)
-            stage.detail = f"dynamic {', '.join(axis.name for axis in self.contract.dynamic) or 'nothing'}"
+            names = ", ".join(axis.name for axis in self.contract.dynamic)
+            stage.detail = f"dynamic {names}" if names else "all axes static"
         manifest = self.describe(captured, request)
         return Program(manifest, variants.variants(captured, request, reporter), activation_bytes(captured))
 

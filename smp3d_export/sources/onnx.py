@@ -53,16 +53,16 @@ class OnnxSource:
             if not backends.find(name).from_onnx:
                 possible = ", ".join(row.name for row in backends.ROWS if row.from_onnx)
                 raise UsageError(
-                    f"{name} is made from the network, not from an ONNX file. From a file these can be made: {possible}"
+                    f"{name} is made from the network, not from an ONNX file. An ONNX file can become: {possible}"
                 )
         shapes = (request.shape, request.min, request.max, request.multiple)
         if any(given is not None for given in shapes) or request.static:
             options = "--shape, --min, --max, --multiple and --static"
-            raise UsageError(f"an ONNX file has its shapes from its export: leave out {options}")
+            raise UsageError(f"an ONNX file keeps the shapes of its export: leave out {options}")
         if request.optimise is not None:
             raise UsageError("an ONNX file keeps the rewrites of its export: leave out --optimise")
         if request.keep_fp32:
-            raise UsageError("an ONNX file keeps the layers in fp32 that its export kept: leave out --keep-fp32")
+            raise UsageError("an ONNX file keeps the fp32 layers of its export: leave out --keep-fp32")
         place = Place.of(request.folder, several=request.several)
         if self.path.resolve().parent in [place.folder(name).resolve() for name in request.targets]:
             raise UsageError(
@@ -71,7 +71,7 @@ class OnnxSource:
         self._file.check_opset(request.opset or self._file.opset)
         calibrated = self._file.precision is Precision.INT8
         if calibrated and request.calibration is not None:
-            raise UsageError(f"{str(self.path)!r} is in int8 already, with its ranges: leave out --calibration")
+            raise UsageError(f"{str(self.path)!r} is calibrated already: leave out --calibration")
         request = replace(
             request,
             precision=request.precision or self._file.precision,

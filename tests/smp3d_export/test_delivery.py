@@ -90,7 +90,7 @@ def test_an_interrupt_keeps_what_is_finished_and_nothing_else(cli, monkeypatch: 
     result = cli("from", ONNX, "--to", "trt-rtx,openvino", "--no-bench", "-o", "net")
     assert result.exit_code == 130
     assert "finished, and kept: net/trt-rtx" in result.stderr
-    assert "nothing unfinished was left" in result.stderr
+    assert "no unfinished artifact is left behind" in result.stderr
     assert [path.name for path in Path("net").iterdir()] == ["trt-rtx"]
     assert cli("verify", "net").exit_code in (0, 3)
 

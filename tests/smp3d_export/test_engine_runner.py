@@ -303,10 +303,14 @@ def test_the_device_is_that_asked_for_in_every_thread(device: Device, load) -> N
     ("changed", "error", "says"),
     [
         ({"loads": False}, TargetUnavailableError, r"tensorrt 11 cannot load .* built by 10 for 8.6: made by another"),
-        ({"fits": False}, TargetUnavailableError, "tensorrt cannot get ready to run .*: it does not say why"),
+        (
+            {"fits": False},
+            TargetUnavailableError,
+            "tensorrt cannot create an execution context for .*: it does not say why",
+        ),
         ({"names": ["image", "mask"]}, UsageError, r"has the bindings \['image', 'mask'\], which its manifest"),
         ({"profile": [SMALL, SMALL, SMALL]}, UsageError, "has the profile"),
-        ({"on": "cuda:2"}, TargetUnavailableError, "there is no GPU 2 here, but 2, from 0"),
+        ({"on": "cuda:2"}, TargetUnavailableError, "there is no GPU 2: this machine has 2, numbered from 0"),
     ],
 )
 def test_an_engine_that_cannot_be_had_says_why(load, changed: dict[str, Any], error: type, says: str) -> None:

@@ -100,7 +100,7 @@ def test_every_job_has_its_help(cli, arguments: list[str], option: str) -> None:
 def test_help_has_plain_words_for_values(cli) -> None:
     for job in ((), *((job,) for job in JOBS)):
         text = cli(*job, "--help").stdout
-        assert not [word for word in ("<", "x>=", "range]", "{") if word in text], job
+        assert not [word for word in ("<", "x>=", "range]", "{", "[dim]", "TARGETS") if word in text], job
         assert max(map(len, text.splitlines())) <= 80
 
 

@@ -252,7 +252,7 @@ def test_an_onnx_file_in_int8_needs_no_volumes_again(artifact: Make, cli) -> Non
         assert second[name] == first[name]
     result = cli("from", file, "--to", "openvino", "--calibration", ".", "-o", "other")
     assert result.exit_code == 2
-    assert "is in int8 already" in result.stderr
+    assert "is calibrated already" in result.stderr
 
 
 def test_from_an_onnx_file_without_torch(exported: Path, scans: Path, tmp_path: Path) -> None:
@@ -340,5 +340,5 @@ def test_batches_have_the_optimum_of_a_frozen_contract(scans: Path) -> None:
 def test_a_small_volume_is_mirrored_and_a_folder_without_one_refused(scans: Path, tmp_path: Path) -> None:
     contract = ShapeContract.of((1, 1, 64, 32, 32), multiple=(8, 8, 8), min_size=(8, 8, 8))
     assert {patch.shape for patch in Calibration(scans, count=4).patches(contract)} == {(1, 1, 64, 32, 32)}
-    with pytest.raises(UsageError, match="has no volume in it"):
+    with pytest.raises(UsageError, match="holds no volumes"):
         Calibration(tmp_path).files()

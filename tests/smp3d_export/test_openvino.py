@@ -132,7 +132,7 @@ def test_an_arithmetic_that_openvino_does_not_keep_to_is_an_error(
     monkeypatch.setattr(runner_module, "arithmetic", lambda precision, preferred: "f16")
     if "FP16" in CAN:
         pytest.skip("the processor has half precision")
-    with pytest.raises(TargetUnavailableError, match="though f16 was asked for"):
+    with pytest.raises(TargetUnavailableError, match="although f16 was requested"):
         runtime.load(artifact("fp32"))
 
 

@@ -96,7 +96,7 @@ def test_of_two_forms_the_first_is_built_where_none_can_be_timed(cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--gpu", "9.0"], 2, "--gpu is 9.0, a compute capability that tensorrt_rtx does not build for: it"),
+        (["--gpu", "9.0"], 2, "--gpu is 9.0, but TensorRT-RTX does not build for that compute capability: use one of "),
         (["--gpu", "7.5"], 4, "no kernel for encoder.conv1 (Conv)"),
         (["--precision", "tf32"], 3, "trt-rtx does not have tf32: use --precision fp32, fp16 or bf16"),
         (
@@ -125,7 +125,7 @@ def test_without_tensorrt_the_two_commands_that_help_are_said_in_a_line(cli) -> 
 def test_tensorrt_builds_for_its_own_gpu_alone(cli) -> None:
     result = cli(*SMALL, "--to", "trt", "--gpu", "8.6")
     assert result.exit_code == 2
-    assert "--gpu is for trt-rtx: trt builds for the GPU of the machine" in result.stderr
+    assert "--gpu does not go with trt, which builds for the GPU of this machine" in result.stderr
 
 
 @pytest.mark.parametrize("precision", backends.find("trt").precisions)
@@ -211,7 +211,7 @@ def test_an_engine_other_than_asked_for_is_refused(changed: dict[str, Any], says
 def test_an_operator_that_the_parser_does_not_know_is_named(exported: Path, tmp_path: Path) -> None:
     file = onnx_file.read(exported / "model.onnx")
     next(node for node in file.model.graph.node if node.op_type == "Relu").op_type = "Det"
-    with pytest.raises(ExportError, match="parser has no form for Det"):
+    with pytest.raises(ExportError, match="parser does not support Det"):
         export("trt-rtx", file, tmp_path)
 
 

@@ -231,4 +231,4 @@ def test_without_torch_what_needs_it_says_so_and_the_rest_works(exported: Path, 
     assert findings["aoti"]["fp32"]["reason"] == "PyTorch is not installed"
     done = run("unet", "resnet18")
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1] == "error: torch is not installed here: pip install torch"
+    assert done.stderr.splitlines()[-1] == "error: torch is not installed: pip install torch"

@@ -85,7 +85,7 @@ def test_the_channels_of_nifti_are_its_last_axis(tmp_path: Path, case: str, name
 
 def test_a_nifti_file_with_two_axes_of_channels_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.nii", np.zeros((2, 3, 4, 5, 6), np.float32))
-    with pytest.raises(UsageError, match=r"5 points in time and 6 values a voxel"):
+    with pytest.raises(UsageError, match=r"5 time points and 6 values per voxel"):
         read_volume(path)
 
 

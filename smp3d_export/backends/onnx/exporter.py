@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from smp3d_export.backends.variant import Variant
 
 OLDEST_FOR_PLANES = 15
-"""The rewrite by planes takes parts of a shape with `Shape`, which older operator sets cannot."""
+"""The rewrite by planes needs `Shape` with a start and an end, which older operator sets lack."""
 
 
 NO_BF16 = "ONNX Runtime has no bfloat16 operators for a CPU"
@@ -63,7 +63,7 @@ class Exporter(exporter.Exporter):
 
 
 def rewritten_by_planes(model: onnx.ModelProto, variant: Variant) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The graph for ONNX Runtime alone, others having the one that it is made of, and what a manifest says of it."""
+    """The graph rewritten for ONNX Runtime only, and facts for the manifest. Other targets get the original."""
     from smp3d_export.onnxgraph.planes import by_planes
 
     own = copied(model)

@@ -41,7 +41,7 @@ class Runner(runner.Runner):
 
 
 def seconds_on(device: str, session: onnxruntime.InferenceSession, image: Volume) -> float:
-    """What a run took with its image and outputs on a device: without the copies to and from it."""
+    """The seconds that a run took with image and outputs on a device, without the copies to and from it."""
     where, number = kind(device), gpu_number(device)
     binding = session.io_binding()
     placed = onnxruntime.OrtValue.ortvalue_from_numpy(image, where, number)

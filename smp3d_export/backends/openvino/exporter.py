@@ -1,15 +1,15 @@
 """OpenVINO's intermediate representation, from the ONNX graph.
 
-What changes numbers is set for each precision, here (weights on disk) and in the runner (arithmetic):
+Each precision fixes what affects numbers: the weights on disk here, and the arithmetic in the runner.
 
     precision   weights   arithmetic
     fp32        fp32      f32
-    fp16        fp16      f16 where the CPU plugin has it, else f32
+    fp16        fp16      f16 if the CPU plugin has it, otherwise f32
     bf16        fp16      bf16, on processors with instructions for it
-    int8        int8      int8, and f32 between and in what is not quantised
+    int8        int8      int8, and f32 for what is not quantised
 
 A convolution that this processor computes wrongly stays in f32: by a mark in the file, or by not being quantised.
-The plugin rounds the weights to bf16 itself; on disk fp16 keeps three bits more than that and takes as little room.
+The plugin rounds weights to bf16 itself. On disk, fp16 keeps three more bits than bf16 in the same space.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Exporter(exporter.Exporter):
         check_opset(settings.opset)
         if settings.keep_fp32:
             raise UsageError(
-                f"--keep-fp32 {settings.keep_fp32[0]} is not for openvino, which has one arithmetic for the whole "
-                "network: leave it out, or export to openvino by itself in fp32"
+                f"--keep-fp32 {settings.keep_fp32[0]} does not go with openvino, which computes the whole network in "
+                "one arithmetic: leave it out, or export to openvino separately in fp32"
             )
 
     def export(self, variant: Variant, settings: Settings, folder: Path) -> Exported:
@@ -117,13 +117,13 @@ def weights_of(model: openvino.Model) -> str:
 
 
 def graph(variant: Variant, settings: Settings) -> ModelProto:
-    """The graph in fp32, which OpenVINO lowers itself; a file that is in the precision asked for stays as it is."""
+    """The fp32 graph, which OpenVINO lowers itself. A file that has the requested precision stays as it is."""
     precision = settings.precision if variant.precision is settings.precision else Precision.FP32
     return variant.graph(replace(settings, precision=precision))
 
 
 def read(model: ModelProto) -> openvino.Model:
-    """An ONNX graph as OpenVINO's; over 2 GB it goes by way of files.
+    """An ONNX graph as an OpenVINO model. A graph over 2 GB is passed in files.
 
     Raises:
         ExportError: OpenVINO cannot read it.
@@ -154,7 +154,7 @@ def bounded(model: openvino.Model, contract: ShapeContract) -> openvino.Model:
 
 
 def bounds(contract: ShapeContract) -> Any:
-    """The contract's ranges as OpenVINO has them; it knows no multiples, which the runner checks."""
+    """The contract's ranges in OpenVINO's form. It has no multiples, so the runner checks those."""
     import openvino
 
     return openvino.PartialShape([openvino.Dimension(axis.min, axis.max) for axis in contract.axes])

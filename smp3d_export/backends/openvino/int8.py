@@ -1,4 +1,4 @@
-"""Post-training quantisation of an OpenVINO model to int8 by NNCF: ranges from the user's volumes, biases corrected."""
+"""Post-training int8 quantisation of an OpenVINO model by NNCF, calibrated on the user's volumes, biases corrected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LAYERS = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul")
 LEFT_OUT = dict.fromkeys(
     ("GroupConvolution", "GroupConvolutionBackpropData"),
-    "OpenVINO has no int8 kernel for a grouped or depthwise convolution over three axes",
+    "OpenVINO has no int8 kernel for a grouped or depthwise 3D convolution",
 )
 """Operators that stay in fp32, and why."""
 
@@ -33,12 +33,12 @@ def quantises(layer: openvino.Node) -> bool:
 
 
 def quantised(model: openvino.Model, batches: Batches, left_out: Collection[str] = ()) -> openvino.Model:
-    """The model with int8 weights, symmetric and by channel, and 8 bits wherever a layer reads activations.
+    """The model with symmetric per-channel int8 weights and 8-bit inputs to every layer.
 
-    The operations named in `left_out` stay in fp32, beside those of `LEFT_OUT`.
+    The operations named in `left_out` stay in fp32, and so do those of `LEFT_OUT`.
 
-    A range of activations has a zero point where they are not symmetric (the mixed preset): as fast as without on what
-    was measured, and on a trained network a quarter of the loss of Dice.
+    Asymmetric activations get a zero point (the mixed preset). In measurements that was as fast as without, and cost a
+    trained network only a quarter as much Dice.
 
     Raises:
         UsageError: a volume of the calibration cannot be read, or does not fit the contract.
@@ -62,7 +62,7 @@ def quantised(model: openvino.Model, batches: Batches, left_out: Collection[str]
 
 
 def facts(model: openvino.Model, left_out: Mapping[str, str]) -> dict[str, Any]:
-    """For the manifest: how many layers with weights a quantised model has, how many are in int8, and why not all.
+    """For the manifest: how many layers have weights, how many of them are in int8, and why the others are not.
 
     `left_out` has the reasons for the operations that were left out by name.
     """
@@ -75,16 +75,17 @@ def facts(model: openvino.Model, left_out: Mapping[str, str]) -> dict[str, Any]:
         "layers": len(layers),
         "int8": len(layers) - others.total(),
         "left_out": {
-            name: {"count": count, "reason": reasons.get(name, "NNCF keeps it")} for name, count in others.items()
+            name: {"count": count, "reason": reasons.get(name, "NNCF leaves it in fp32")}
+            for name, count in others.items()
         },
     }
 
 
 def weights_of(layer: openvino.Node) -> str:
-    """The type of a layer's weights on disk; empty where its second input is no constant."""
+    """The type of a layer's weights on disk; empty if its second input is not a constant."""
     node = layer.input_value(1).get_node()
     while node.get_input_size():
-        # Behind the constant stand its conversion, its zero point, its scale and its shape.
+        # The constant is followed by its conversion, zero point, scale and shape.
         if node.get_type_name() not in ("Convert", "Subtract", "Multiply", "Reshape", "FakeQuantize", "Transpose"):
             return ""
         node = node.input_value(0).get_node()
@@ -93,7 +94,7 @@ def weights_of(layer: openvino.Node) -> str:
 
 @contextlib.contextmanager
 def without_torch() -> Iterator[None]:
-    """Keep NNCF from importing torch, which it does wherever it finds it and needs for PyTorch's models alone."""
+    """Keep NNCF from importing torch, which it needs for PyTorch models only but imports whenever it is installed."""
     if "torch" in sys.modules:
         yield
         return
@@ -106,7 +107,7 @@ def without_torch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_telemetry() -> Iterator[None]:
-    """Keep NNCF from sending telemetry: at its import it reads this variable, which its own tests set."""
+    """Keep NNCF from sending telemetry. It reads this variable when it is imported; its own tests set it."""
     before = os.environ.get("NNCF_CI")
     os.environ["NNCF_CI"] = "1"
     try:

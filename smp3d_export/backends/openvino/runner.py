@@ -1,8 +1,9 @@
-"""Runs an OpenVINO artifact, on the CPU, in the arithmetic that its manifest names.
+"""Runs an OpenVINO artifact on the CPU, in the arithmetic that its manifest names.
 
-That is said to OpenVINO in every case, and read back, for it has its own mind and does not tell. Left to itself it may
-compute in bfloat16; asked for f16 on a processor without, it takes bfloat16; asked for bfloat16 on one that has AVX-512
-but not its bfloat16 instructions, it emulates them at a third of the speed of fp32; on older ones it computes in fp32.
+The arithmetic is always set and read back, because OpenVINO may silently choose another. By default it may compute in
+bfloat16. If f16 is requested on a processor without it, OpenVINO uses bfloat16. If bfloat16 is requested on a processor
+that has AVX-512 but no bfloat16 instructions, it emulates them at a third of the speed of fp32. On older processors it
+computes in fp32.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from smp3d_export.errors import TargetUnavailableError, UsageError
 from smp3d_export.probe import made_elsewhere
 
 HINT = "INFERENCE_PRECISION_HINT"
-# What the plugin calls the instructions of a type, among what it says the processor can do.
+# The plugin's names for the instructions of a type, among the capabilities of the processor.
 CAPABILITIES = {"f16": "FP16", "bf16": "BF16"}
-# What a precision is computed in, given the instructions for it.
+# The arithmetic of a precision on a processor that has instructions for it.
 PREFERRED = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 
 
 def arithmetic(precision: str, preferred: str | None = None) -> str:
-    """What this machine computes a precision in: f32, f16 or bf16; `preferred`, if it can.
+    """The arithmetic of a precision on this machine: f32, f16 or bf16; `preferred`, if the processor has it.
 
-    Of int8 it is what is not quantised that is computed in it: f32, for bf16 is no faster there. Half precision without
-    instructions for it are weights of half precision, computed in f32.
+    In int8 it applies to what is not quantised: f32, because bf16 is no faster there. Without instructions for half
+    precision, half-precision weights are computed in f32.
 
     Raises:
-        TargetUnavailableError: it is bf16, and the processor has no instructions for that.
+        TargetUnavailableError: it is bf16, and the processor has no bf16 instructions.
         UsageError: there is no such arithmetic.
     """
     preferred = preferred or PREFERRED[precision]
@@ -53,12 +54,12 @@ def arithmetic(precision: str, preferred: str | None = None) -> str:
 
 
 def capabilities() -> list[str]:
-    """What the processor has instructions for, in OpenVINO's words."""
+    """The types that the processor has instructions for, by OpenVINO's names."""
     return openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class Runner(runner.Runner):
-    """A compiled `model.xml`. `arithmetic` is what it is computed in here: f32, f16 or bf16."""
+    """A compiled `model.xml`. `arithmetic` is what this machine computes it in: f32, f16 or bf16."""
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
@@ -76,13 +77,15 @@ class Runner(runner.Runner):
             raise UsageError(f"OpenVINO cannot load {str(artifact.file)!r}: {error}") from error
         self.arithmetic: str = self.model.get_property(HINT).get_type_name()
         if self.arithmetic != wanted:
-            raise TargetUnavailableError(f"OpenVINO computes in {self.arithmetic} here, though {wanted} was asked for")
+            raise TargetUnavailableError(
+                f"OpenVINO computes in {self.arithmetic} on this machine, although {wanted} was requested"
+            )
         self.request = self.model.create_infer_request()
-        # OpenVINO may add names of operators that it merged into an output.
+        # OpenVINO may add the names of operators that it merged into an output.
         found = [output.names & {*artifact.manifest.outputs} for output in self.model.outputs]
         if not all(found) or len(found) != len(artifact.manifest.outputs):
             names = [", ".join(sorted(output.names)) for output in self.model.outputs]
-            raise UsageError(f"{str(artifact.file)!r} has the outputs {names}, which its manifest does not say")
+            raise UsageError(f"{str(artifact.file)!r} has the outputs {names}, but its manifest lists others")
         self.outputs = {names.pop(): number for number, names in enumerate(found)}
 
     def _run(self, image: Volume) -> Outputs:

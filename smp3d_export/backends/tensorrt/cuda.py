@@ -1,4 +1,4 @@
-"""CUDA's runtime and TensorRT's logger, by NVIDIA's own Python bindings."""
+"""CUDA's runtime and TensorRT's logger, through NVIDIA's Python bindings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smp3d_export.errors import Smp3dExportError, TargetUnavailableError
 
 
 class Cuda:
-    """CUDA's runtime, set to one GPU: call it with what a function of `api` returned to have the value or an error."""
+    """CUDA's runtime on one GPU. Call it with what a function of `api` returned, to get the value or an error."""
 
     def __init__(self, device: int) -> None:
         try:
@@ -20,7 +20,7 @@ class Cuda:
         if int(status) or not count:
             raise TargetUnavailableError("this machine has no NVIDIA GPU with a driver")
         if device >= count:
-            raise TargetUnavailableError(f"there is no GPU {device} here, but {count}, from 0")
+            raise TargetUnavailableError(f"there is no GPU {device}: this machine has {count}, numbered from 0")
         self.device = device
         self.select()
 
@@ -41,7 +41,7 @@ class Cuda:
 
 
 def logger(trt: Any) -> Any:
-    """A logger for one of the two modules that prints nothing and keeps the `errors`."""
+    """A logger for one of the two modules. It prints nothing and keeps the `errors`."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:

@@ -1,11 +1,11 @@
 """TensorRT and TensorRT-RTX engines, from the ONNX graph with a profile from the contract.
 
-The two have one Python API under two names, so this is one implementation with a row for each. Precision is in the
-graph (TensorRT 11 knows no other way, and 10 does too as a strongly typed network); of the builder only TF32 is set,
-which it would use for fp32 unless told otherwise.
+The two have the same Python API under two names, so they share this implementation and have a row each. The precision
+is in the graph: TensorRT 11 knows no other way, and 10 accepts it as a strongly typed network. The only builder flag is
+TF32, which is on by default for fp32.
 
 TensorRT chooses kernels by running them, so it builds on the GPU that the engine is for. TensorRT-RTX leaves that to
-the first run, so it builds anywhere, for GPUs of the compute capabilities that it is told.
+the first run, so it builds anywhere, for given compute capabilities.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from smp3d_export.backends.variant import Variant
 
 LARGEST_TENSOR = 2**31 - 1
-"""Elements; its kernels count in 32 bits."""
+"""In elements: TensorRT's kernels count in 32 bits."""
 
-# ONNX's numbers for types of values, in TensorRT's words.
+# ONNX's numbers for types of values, with TensorRT's names.
 TYPES = {1: "FLOAT", 10: "HALF", 16: "BF16", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL"}
-# What an engine computes in, by its precision: the types that may be there, and the one that must.
+# The types of an engine by its precision: those that may occur, and the one that must.
 COMPUTED = {
     Precision.FP32: ({"FLOAT"}, "FLOAT"),
     Precision.TF32: ({"FLOAT"}, "FLOAT"),
@@ -60,7 +60,7 @@ WITHOUT: Mapping[tuple[str, Precision], frozenset[str]] = {
 
 
 class Exporter(exporter.Exporter):
-    """Writes `model.engine`. What was built is read back from the parsed network, and must be what was asked for."""
+    """Writes `model.engine`. The parsed network is read back, and must match what was requested."""
 
     def run_support(self, precision: Precision, device: str) -> Support:
         if find_spec("cuda") is None:
@@ -79,14 +79,14 @@ class Exporter(exporter.Exporter):
             return
         library = self.row.library
         if self.row.builds_on_gpu:
-            raise UsageError(f"--gpu is for trt-rtx: {self.row.name} builds for the GPU of the machine that it runs on")
+            raise UsageError(f"--gpu does not go with {self.row.name}, which builds for the GPU of this machine")
         if find_spec(library) is None:
             return
         possible = self.capabilities()
         for gpu in settings.gpus:
             if gpu not in possible:
                 raise UsageError(
-                    f"--gpu is {gpu}, a compute capability that {library} does not build for: it builds for "
+                    f"--gpu is {gpu}, but {self.row.title} does not build for that compute capability: use one of "
                     f"{', '.join(possible)}"
                 )
 
@@ -98,7 +98,7 @@ class Exporter(exporter.Exporter):
 
     def export(self, variant: Variant, settings: Settings, folder: Path) -> Exported:
         precision, contract = settings.precision, variant.contract
-        if precision is Precision.TF32:  # it is a matter of the arithmetic, not of the graph
+        if precision is Precision.TF32:  # TF32 is a flag of the builder; the graph is fp32
             settings = replace(settings, precision=Precision.FP32)
         graph, kept = in_fp32(variant.graph(settings), WITHOUT.get((self.row.name, precision), frozenset()))
         quantised = int8.facts_of(graph, settings)
@@ -133,7 +133,7 @@ class Exporter(exporter.Exporter):
         return Exported(summary, {"engine": facts, **variant.kept_fp32(settings), **quantised}, graph)
 
     def gpus(self, settings: Settings) -> list[str]:
-        """What the engine is for, in the manifest's words."""
+        """The GPUs that the engine is for, as the manifest lists them."""
         if not self.row.builds_on_gpu:
             return list(settings.gpus) or ["the builder's default GPUs"]
         gpu = hardware.gpus()[gpu_number(settings.device)]
@@ -141,7 +141,7 @@ class Exporter(exporter.Exporter):
 
 
 def check_sizes(model: ModelProto, largest: Shape, target: str) -> None:
-    """Refuse, before minutes are spent on building, a graph with a tensor that no kernel can count.
+    """Refuse a graph with a tensor that is too large, before minutes are spent on building.
 
     Raises:
         ExportError: it names the layer, the tensor's size and the limit.
@@ -154,23 +154,23 @@ def check_sizes(model: ModelProto, largest: Shape, target: str) -> None:
                 size = "×".join(map(str, shapes[name]))
                 raise ExportError(
                     f"at the contract's maximum {written(largest)} the output of {layer_of(node)} has {size} = "
-                    f"{elements} elements, and {target} takes {LARGEST_TENSOR} (2^31 - 1) a tensor at the most: give a "
+                    f"{elements} elements, but {target} takes at most {LARGEST_TENSOR} (2^31 - 1) per tensor: give a "
                     "smaller --max"
                 )
 
 
 def layer_of(node: Any) -> str:
-    """A node by its operator and by the layer that its weights are of, or by its own name."""
+    """A node by its operator and the layer that its weights belong to, or by its own name."""
     weights = [name.rpartition(".") for name in node.input]
     layers = [layer for layer, _, leaf in weights if leaf.partition("__")[0] in ("weight", "bias")]
     return f"{layers[0] if layers else node.name or node.output[0]} ({node.op_type})"
 
 
 def parse(parser: Any, model: ModelProto) -> None:
-    """Give a graph to the parser; over 2 GB by way of files.
+    """Give a graph to the parser. A graph over 2 GB is passed in files.
 
     Raises:
-        ExportError: the parser has no form for an operator; the message says which.
+        ExportError: the parser does not support an operator; the message names it.
     """
     if not too_large(model):
         parsed = parser.parse(model.SerializeToString())
@@ -180,13 +180,13 @@ def parse(parser: Any, model: ModelProto) -> None:
     if not parsed:
         error = parser.get_error(0)
         raise ExportError(
-            f"TensorRT's parser has no form for {error.node_operator() or 'the graph'} ({error.node_name()}): "
+            f"TensorRT's parser does not support {error.node_operator() or 'the graph'} ({error.node_name()}): "
             f"{error.desc()}"
         )
 
 
 def read_back(network: Any, profile: Any) -> dict[str, Any]:
-    """What a parsed network is: its bindings, its profile, the types of its tensors, and how many have each."""
+    """The bindings, profile and tensor types of a parsed network, and how many tensors have each type."""
     tensors = [
         layer.get_output(number)
         for layer in (network.get_layer(number) for number in range(network.num_layers))
@@ -213,10 +213,10 @@ def check_engine(
     precision: Precision,
     types: Mapping[str, int],
 ) -> None:
-    """Compare what was read back with what was asked for: bindings, profile, and the type of every tensor.
+    """Compare what was read back with what was requested: bindings, profile, and the type of every tensor.
 
-    `types` are those of the graph's tensors, by their names; the network keeps the names of most. The names leave the
-    facts, for they are hundreds.
+    `types` are the types of the graph's tensors by name; the network keeps most of the names. The hundreds of names are
+    removed from the facts.
 
     Raises:
         ExportError: something differs.
@@ -225,7 +225,7 @@ def check_engine(
     expected = {INPUT: ("FLOAT", [-1 if axis.dynamic else size for axis, size in ranges])}
     found = {binding["name"]: (binding["type"], binding["shape"]) for binding in facts["bindings"]}
     if found.get(INPUT) != expected[INPUT] or {*found} != {INPUT, *outputs}:
-        raise ExportError(f"the parsed network has the bindings {found}; asked for were {expected} and {list(outputs)}")
+        raise ExportError(f"the parsed network has the bindings {found}; it should have {expected} and {list(outputs)}")
     for name, axes in outputs.items():
         if len(found[name][1]) != axes:
             raise ExportError(f"the parsed network's {name} has the axes {found[name][1]}; it must have {axes}")
@@ -243,7 +243,7 @@ def check_engine(
 
 
 def operator_of(model: ModelProto, errors: list[str]) -> str:
-    """The builder's last words, with the operator that they are of, where a node is named in them."""
+    """The builder's last error, with the operator if a node is named in it."""
     message = errors[-1] if errors else "it does not say why"
     nodes = [node for node in model.graph.node if node.name and f"'{node.name}'" in message]
     return f"no kernel for {layer_of(nodes[0])}: {message}" if nodes else message

@@ -1,7 +1,7 @@
-"""Runs a TensorRT or TensorRT-RTX engine on an NVIDIA GPU, by NVIDIA's own Python bindings.
+"""Runs a TensorRT or TensorRT-RTX engine on an NVIDIA GPU, through NVIDIA's Python bindings.
 
-Buffers on the device are kept from one run to the next. TensorRT's launches are captured into a CUDA graph for a
-shape where that is faster; TensorRT-RTX has that built in.
+Buffers on the device are kept from one run to the next. For each shape, TensorRT's launches are captured into a CUDA
+graph if that is faster; TensorRT-RTX does that itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TRIALS = 5
 
 
 class Runner(runner.Runner):
-    """A deserialised `model.engine` with its buffers, on the GPU of `device`, the first one for `cpu`."""
+    """A deserialised `model.engine` with its buffers, on the GPU that `device` names; for `cpu`, on the first."""
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
@@ -46,15 +46,15 @@ class Runner(runner.Runner):
         bindings = {self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)}
         self.outputs = list(manifest.outputs)
         if bindings != {INPUT, *self.outputs}:
-            raise UsageError(f"{str(path)!r} has the bindings {sorted(bindings)}, which its manifest does not say")
+            raise UsageError(f"{str(path)!r} has the bindings {sorted(bindings)}, but its manifest lists others")
         profile = [tuple(shape) for shape in self.engine.get_tensor_profile_shape(INPUT, 0)]
         if profile != [self.contract.min, self.contract.opt, self.contract.max]:
-            raise UsageError(f"{str(path)!r} has the profile {profile}, which its manifest does not say")
-        # TensorRT-RTX captures CUDA graphs itself, if it is told so; TensorRT leaves that to us.
+            raise UsageError(f"{str(path)!r} has the profile {profile}, but its manifest lists another")
+        # TensorRT-RTX captures CUDA graphs itself if this is set; TensorRT does not.
         self.captures = hasattr(trt, "CudaGraphStrategy")
         self.context = self.new_context(trt)
         if self.context is None:
-            raise TargetUnavailableError(f"{name} cannot get ready to run {str(path)!r}: {self.why()}")
+            raise TargetUnavailableError(f"{name} cannot create an execution context for {str(path)!r}: {self.why()}")
         self.stream = self.cuda(self.cuda.api.cudaStreamCreate())
         self.buffers: dict[str, tuple[int, int]] = {}
         self.graphs: list[Any] = []
@@ -80,7 +80,7 @@ class Runner(runner.Runner):
         return outputs
 
     def _timed(self, image: Volume) -> float:
-        """Run and say how long it took by CUDA events, copies to and from the device left out."""
+        """Run, and return the seconds it took by CUDA events, without the copies to and from the device."""
         self.place(image)
         if image.shape not in self.launches:
             self.launches[image.shape] = self.fastest_launch()
@@ -98,8 +98,8 @@ class Runner(runner.Runner):
         return milliseconds / 1e3
 
     def place(self, image: Volume) -> None:
-        """Copy an image to the device, and give the context its shape and its buffers, which only ever grow."""
-        self.cuda.select()  # of a thread, which need not be the one that loaded the engine
+        """Copy an image to the device, and give the context its shape and its buffers. Buffers only grow."""
+        self.cuda.select()  # CUDA's device is set per thread, and this may not be the thread that loaded the engine
         if not self.context.set_input_shape(INPUT, image.shape):
             raise UsageError(f"the engine does not take the shape {image.shape}")
         for name in (INPUT, *self.outputs):
@@ -123,8 +123,8 @@ class Runner(runner.Runner):
         return self.log.errors[-1] if self.log.errors else "it does not say why"
 
     def fastest_launch(self) -> Callable[[], None]:
-        """The engine's own launches for the shape that is set, or those captured into a CUDA graph."""
-        self.enqueue()  # what it sets up at the first run for a shape cannot be captured
+        """The faster way to launch the engine for the current shape: directly, or by a captured CUDA graph."""
+        self.enqueue()  # the set-up at the first run for a shape cannot be captured
         graph = self.captured()
         if graph is None:
             return self.enqueue
@@ -133,7 +133,7 @@ class Runner(runner.Runner):
         return ways[times.index(min(times))]
 
     def captured(self) -> Any | None:
-        """The launches for the shape that is set as a CUDA graph; None where they cannot be, or already are."""
+        """The launches for the current shape as a CUDA graph; None if they cannot be captured, or already are."""
         api = self.cuda.api
         if self.captures:
             return None
@@ -152,7 +152,7 @@ class Runner(runner.Runner):
 
 
 def release(cuda: Cuda, stream: Any, buffers: dict[str, tuple[int, int]], graphs: list[Any]) -> None:
-    """Give back what a runner has on the device; a device that is gone already says so in vain."""
+    """Free what a runner has on the device. Errors are ignored: the device may already be gone."""
     destroy(cuda, graphs)
     for address, _ in buffers.values():
         cuda.api.cudaFree(address)

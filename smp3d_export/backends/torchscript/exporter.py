@@ -1,6 +1,6 @@
 """TorchScript, for LibTorch in C++ and for PyTorch without the network's code.
 
-The captured graph is compiled as it stands, not traced anew: a trace keeps the sizes of its example wherever the graph
+The captured graph is compiled as it is, not traced again: a trace would freeze the example's sizes wherever the graph
 computes with sizes.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Exporter(exporter.Exporter):
-    """Writes `model.ts`; what an ONNX file carries as metadata is in its extra files."""
+    """Writes `model.ts`. Its extra files hold what an ONNX file has as metadata."""
 
     def export(self, variant: Variant, settings: Settings, folder: Path) -> Exported:
         import torch
@@ -49,7 +49,7 @@ class Exporter(exporter.Exporter):
 
 
 def scriptable(module: GraphModule) -> GraphModule:
-    """The module in TorchScript's words: operators without the name of an overload, which it finds by itself."""
+    """The module in a form that TorchScript compiles: operators without an overload, which it resolves itself."""
     from torch._ops import OpOverload
     from torch.fx import GraphModule
     from torch.fx.graph import CodeGen
@@ -63,15 +63,15 @@ def scriptable(module: GraphModule) -> GraphModule:
         device = graph.call_function(getattr, (image, "device"))
     for node in list(graph.nodes):
         if node.op == "output" and len(node.all_input_nodes) == 1:
-            node.args = tuple(node.all_input_nodes)  # a tensor, as the network returns it, and no tuple of one
+            node.args = tuple(node.all_input_nodes)  # return a tensor, as the network does, not a tuple of one
         elif operator(node) == "_assert_tensor_metadata":
             graph.erase_node(node)
         elif isinstance(node.target, OpOverload):
             node.target = aten.size if operator(node) == "sym_size" else node.target.overloadpacket
-            # What it was captured on stands in a word that it does not have; the program runs where its image is.
+            # TorchScript lacks pin_memory, and the device must be the image's, not the one it was captured on.
             kwargs = {key: value for key, value in node.kwargs.items() if key != "pin_memory"}
             node.kwargs = {**kwargs, "device": device} if "device" in kwargs else kwargs
     graph.eliminate_dead_code()
     scriptable = GraphModule(module, graph)
-    scriptable.training = False  # what eval() would set, which the modules of exported programs refuse
+    scriptable.training = False  # as eval() would set it, which modules of exported programs refuse
     return scriptable

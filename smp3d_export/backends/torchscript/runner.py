@@ -21,12 +21,12 @@ class Runner(pytorch.Runner):
         super().__init__(artifact)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of its deprecation
+                warnings.simplefilter("ignore")  # TorchScript is deprecated
                 self.program = torch.jit.load(str(artifact.file), map_location=artifact.device)
         except RuntimeError as error:
             raise UsageError(f"TorchScript cannot load {str(artifact.file)!r}: {error}") from error
 
     def forward(self, image: Tensor) -> Any:
-        # The profiling executor would compile anew for every shape, and twice.
+        # The profiling executor would compile again for every shape, twice.
         with torch.inference_mode(), optimized_execution(False):
             return self.program(image)
