@@ -40,7 +40,7 @@ def convert(captured: Captured, opset: int) -> onnx.ModelProto:
             assert program is not None
             weights = take_weights(program)
             model = program.model_proto
-    except Exception as error:  # the exporter lets whatever a decomposition raises through
+    except Exception as error:  # the exporter passes on whatever a decomposition raises
         hint = (
             ". Some operators cannot be exported with dynamic axes: try --static" if captured.contract.dynamic else ""
         )
@@ -60,9 +60,9 @@ def convert(captured: Captured, opset: int) -> onnx.ModelProto:
 
 
 def take_weights(program: Any) -> dict[str, Any]:
-    """Make the weights of convolutions inputs of a graph, for they are most of it and nothing folds them any further.
+    """Make the weights of convolutions inputs of a graph. They are most of it, and nothing folds them any further.
 
-    What copies a graph from here on, onnxsim several times, copies no weights.
+    Further copies of the graph, of which onnxsim makes several, then have no weights.
     """
     graph = program.model.graph
     weights = {}
@@ -75,7 +75,7 @@ def take_weights(program: Any) -> dict[str, Any]:
 
 
 def give_back(model: onnx.ModelProto, weights: Mapping[str, Any]) -> None:
-    """Undo `take_weights`; each weight is copied this once, the largest while there are few others."""
+    """Undo `take_weights`. Each weight is copied once, the largest first, while there are few others."""
     graph = model.graph
     inputs = [value for value in graph.input if value.name not in weights]
     used = {name for node in graph.node for name in node.input}
@@ -90,7 +90,7 @@ def give_back(model: onnx.ModelProto, weights: Mapping[str, Any]) -> None:
 
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, which is valid.
+    """The model, if it is valid.
 
     Raises:
         ExportError: it is not.
@@ -118,14 +118,14 @@ def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 
     try:
         with quiet():
-            result, _ = onnxsim.simplify(model)  # its own check is left out: parity is a stricter one
+            result, _ = onnxsim.simplify(model)  # onnxsim's own check is skipped: parity is stricter
     except Exception as error:
         raise ExportError(f"onnxsim failed: {error}") from error
     return result
 
 
 def tidy(model: onnx.ModelProto, captured: Captured) -> None:
-    """Name the axes as the contract does, and drop the exporter's traces, which hold paths of this machine."""
+    """Name the axes as the contract does, and drop the exporter's stack traces, which hold paths of this machine."""
     graph = model.graph
     dynamic = {axis.name for axis in captured.contract.dynamic}
     for value in graph.input:

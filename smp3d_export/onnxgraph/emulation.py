@@ -1,8 +1,8 @@
-"""Runs an ONNX graph with the rounding of its precision, for an artifact that cannot run here or is not rounded here.
+"""Runs an ONNX graph with the rounding of its precision, on a machine that cannot run it or does not round it.
 
-ONNX Runtime has no bfloat16 kernels for a CPU, and computes a half-precision graph in fp32 there, which hides every
-overflow. So the graph is run in fp32 with each value of a lower precision rounded to it where it arises: an
-operator's output goes to that type and back. What is left out is the order of sums inside one operator.
+On a CPU, ONNX Runtime has no bfloat16 kernels, and computes an fp16 graph in fp32, which hides every overflow. So the
+graph runs in fp32, and each value of a lower precision is rounded where it arises: an operator's output is cast to that
+type and back. Only the order of sums inside an operator is not emulated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Emulation:
-    """A graph in ONNX Runtime on the CPU; call it with an image to have its outputs by name."""
+    """A graph in ONNX Runtime on the CPU. Call it with an image to get its outputs by name."""
 
     def __init__(self, model: onnx.ModelProto, threads: int | None = None) -> None:
         self.session = session_of(rounding(model), threads)
@@ -44,9 +44,9 @@ def rounding(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def overflowing(model: onnx.ModelProto, image: Volume, threads: int | None = None) -> list[str]:
-    """The layers of a graph in fp16 that read or give values that fp16 cannot hold, in the graph's order.
+    """The layers of an fp16 graph that read or give values that fp16 cannot hold, in the graph's order.
 
-    The values are those of fp32: behind the first overflow, the graph's own would not be numbers.
+    The values are computed in fp32: after the first overflow, the fp16 graph has no finite values.
     """
     from onnx import TensorProto, helper
 

@@ -1,4 +1,4 @@
-"""An ONNX file that an export wrote: its graph, its contract, and what it says of itself. Imports no torch."""
+"""An ONNX file that an export wrote: its graph, its contract and its description. Imports no torch."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class OnnxFile:
         """The graph, which is in one precision only, in its operator set or an older one.
 
         Raises:
-            UsageError: another precision, or a newer operator set, is asked for.
+            UsageError: another precision, or a newer operator set, is requested.
             ExportError: an operator of the graph does not exist in the older operator set.
         """
         self.check_opset(opset)
@@ -86,7 +86,7 @@ def read(path: Path) -> OnnxFile:
     """Read an ONNX file that an export wrote.
 
     Raises:
-        UsageError: there is no such file, it is not valid ONNX, or an export of ours did not write it.
+        UsageError: there is no such file, it is not valid ONNX, or smp3d-export did not write it.
     """
     import onnx
 
@@ -98,7 +98,7 @@ def read(path: Path) -> OnnxFile:
         data = tuple(path.parent / name for name in sorted({e.value for e in entries if e.key == "location"}))
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(path if too_large(model) else model)
-    except Exception as error:  # protobuf, the checker and a missing data file each have their own
+    except Exception as error:  # protobuf, the checker and a missing data file raise different errors
         raise UsageError(f"{str(path)!r} cannot be read as an ONNX file: {error}") from error
     description = {}
     for entry in model.metadata_props:

@@ -18,18 +18,18 @@ from smp3d_export.contract import Shape
 if TYPE_CHECKING:
     import onnx
 
-# A protobuf message cannot be larger than 2 GB; some room is left for what is not weights.
+# A protobuf message cannot be larger than 2 GB. Some room is left for everything but weights.
 MESSAGE_LIMIT = 2**31 - 2**24
-SMALL = 1024  # bytes; what is larger is no list of sizes
+SMALL = 1024  # bytes; a larger tensor is not a list of sizes
 
 
 def save(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a graph, weight by weight: serialising it whole would take the memory of the weights again.
+    """Write a graph weight by weight. Serialising it whole would take the memory of all weights again.
 
     A graph over 2 GB keeps its weights in `NAME.data` beside it. The graph itself stays as it is.
 
     Args:
-        metadata: written into the file besides what the graph has.
+        metadata: written into the file, in addition to the graph's own.
     """
     from onnx import GraphProto, ModelProto, helper
 
@@ -52,7 +52,7 @@ def save(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str] | None 
 
 
 def external(tensor: onnx.TensorProto, data: BinaryIO) -> onnx.TensorProto:
-    """A weight whose values are put into a file; a small one stays as it is, for shape inference reads it."""
+    """A weight whose values go to a file. A small one stays as it is, because shape inference reads it."""
     from onnx import TensorProto
 
     if len(tensor.raw_data) <= SMALL:
@@ -67,7 +67,7 @@ def external(tensor: onnx.TensorProto, data: BinaryIO) -> onnx.TensorProto:
 
 
 def serialised(tensor: onnx.TensorProto) -> tuple[bytes, ...]:
-    """A weight in pieces, the last being its values as they are: protobuf would copy them three times."""
+    """A serialised weight in pieces, the last of which are its own values: protobuf would copy them three times."""
     from onnx import TensorProto
 
     values = tensor.raw_data
@@ -95,7 +95,7 @@ def bare(message: Any, without: str) -> Any:
 def copied(model: onnx.ModelProto, weights: Iterable[onnx.TensorProto] | None = None) -> onnx.ModelProto:
     """A copy of a graph, with other weights if they are given.
 
-    It is made weight by weight: some versions of protobuf copy a message by writing and reading it, up to 2 GB.
+    It is copied weight by weight: some versions of protobuf copy a message by serialising it, up to 2 GB.
     """
     copy = bare(model, "graph")
     copy.graph.CopyFrom(bare(model.graph, "initializer"))
@@ -104,7 +104,7 @@ def copied(model: onnx.ModelProto, weights: Iterable[onnx.TensorProto] | None = 
 
 
 def framed(number: int, size: int) -> bytes:
-    """What stands before the bytes of a field that is a message: its tag, and its length in groups of 7 bits."""
+    """The bytes before a field that is a message: its tag, and its length in groups of 7 bits."""
     out = bytearray([number << 3 | 2])
     while size > 127:
         out.append(size & 127 | 128)
@@ -113,16 +113,16 @@ def framed(number: int, size: int) -> bytes:
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes by name, as Python has them."""
+    """A node's attributes by name, as Python values."""
     from onnx import helper
 
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def too_large(model: onnx.ModelProto) -> bool:
-    """Whether a graph passes what one protobuf message may have, so that its weights go into a file of their own.
+    """Whether a graph is too large for one protobuf message, so that its weights must go to a separate file.
 
-    By its weights' shapes: to ask protobuf for the size would serialise it.
+    The weights' shapes decide: asking protobuf for the size would serialise the graph.
     """
     from onnx.helper import tensor_dtype_to_np_dtype
 
@@ -132,8 +132,8 @@ def too_large(model: onnx.ModelProto) -> bool:
 
 @contextmanager
 def in_files(model: onnx.ModelProto) -> Iterator[Path]:
-    """A graph as a file, with its weights in another if they are over 2 GB, for as long as it is needed."""
-    # A reader may go on reading from the files, which Linux keeps for it and Windows does not let go.
+    """A graph as a temporary file, with its weights in a second file if they are over 2 GB."""
+    # A reader may still read from the files. Linux keeps them for it; Windows cannot delete them.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "model.onnx"
         save(model, file)
@@ -141,13 +141,13 @@ def in_files(model: onnx.ModelProto) -> Iterator[Path]:
 
 
 def tensor_shapes(model: onnx.ModelProto, shape: Shape) -> dict[str, tuple[int, ...]]:
-    """The shape of every activation of a graph for that of its input; those that cannot be told are left out."""
+    """The shape of every activation of a graph for an input shape. Unknown shapes are left out."""
     import onnx
 
     sized = without_weights(model)
     for dim, size in zip(sized.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
         dim.dim_value = size
-    for value in sized.graph.output:  # named axes would be kept as they are
+    for value in sized.graph.output:  # shape inference would keep named axes
         for dim in value.type.tensor_type.shape.dim:
             dim.Clear()
     inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
@@ -160,7 +160,7 @@ def tensor_shapes(model: onnx.ModelProto, shape: Shape) -> dict[str, tuple[int, 
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
-    """The type, by ONNX's number, of every activation of a graph that can be told."""
+    """The type, as ONNX's number, of every activation whose type is known."""
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
@@ -169,7 +169,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for inference, which needs the types of large weights alone and is slowed down by their values."""
+    """A copy for shape inference, which needs the types of large weights but is slowed down by their values."""
     from onnx import TensorProto
 
     def head(tensor: onnx.TensorProto) -> onnx.TensorProto:
@@ -180,9 +180,9 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def layers_of(model: onnx.ModelProto) -> dict[str, str]:
-    """The layer of every value, by the names of the network's modules, as `program.graph.layers_of` has it.
+    """The layer of every value, as a module name of the network, like `program.graph.layers_of`.
 
-    It is that of the weights that it is computed with; without any, it is the layer that feeds it.
+    It is the layer of the weights that the value is computed with; without weights, the layer of its input.
     """
     weights = {tensor.name: tensor.name.rpartition(".")[0] for tensor in model.graph.initializer}
     layers: dict[str, str] = {}
@@ -195,7 +195,7 @@ def layers_of(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def activation_bytes(model: onnx.ModelProto, shape: Shape) -> int:
-    """The most bytes in float32 activations at once, by the lifetime of every tensor."""
+    """The most bytes that float32 activations take at once, by the lifetime of every tensor."""
     shapes = tensor_shapes(model, shape)
     last = {name: number for number, node in enumerate(model.graph.node) for name in node.input}
     live: dict[str, int] = {}
@@ -210,7 +210,7 @@ def activation_bytes(model: onnx.ModelProto, shape: Shape) -> int:
 
 
 def in_fp32(model: onnx.ModelProto, operators: Collection[str]) -> tuple[onnx.ModelProto, dict[str, int]]:
-    """A graph in a low precision with some of its operators in fp32, between casts; and how often each was."""
+    """A low-precision graph with some of its operators in fp32 between casts, and how many of each."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

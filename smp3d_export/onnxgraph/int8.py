@@ -1,10 +1,10 @@
-"""An ONNX graph in int8 by QDQ: pairs of quantise and dequantise before what is in int8, by ONNX Runtime's tool.
+"""An int8 ONNX graph in QDQ form: ONNX Runtime's quantiser puts pairs of quantise and dequantise before int8 inputs.
 
-Weights are symmetric and by channel, activations symmetric by tensor, as TensorRT has them too. Only what a layer reads
-is quantised, not what it writes: a layer's sum goes through its activation in full, which on a trained network is a
-third of the loss of Dice, and takes ONNX Runtime no longer, whose int8 convolution over three axes is no faster than
-that in fp32. The ranges are the largest absolute values: they are taken inside the graph, so that memory does not grow
-with the number of patches.
+Weights are symmetric per channel, activations symmetric per tensor, as TensorRT requires. Only the inputs of layers are
+quantised, not their outputs: a layer's sum passes its activation in full precision. On a trained network that loses a
+third as much Dice. It costs ONNX Runtime no time, because its int8 3D convolution is no faster than its fp32 one. The
+ranges are the largest absolute values. They are computed inside the graph, so memory does not grow with the number of
+patches.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEFT_OUT = {
 
 
 def quantised(model: onnx.ModelProto, batches: Batches) -> onnx.ModelProto:
-    """The QDQ graph of a graph in fp32, with ranges taken from batches (N, C, H, W, D).
+    """The QDQ form of an fp32 graph, with ranges from batches (N, C, H, W, D).
 
     Raises:
         UsageError: a volume of the calibration cannot be read, or does not fit the contract.
@@ -47,7 +47,7 @@ def quantised(model: onnx.ModelProto, batches: Batches) -> onnx.ModelProto:
             result = qdq(model, batches, large=too_large(model))
     except Smp3dExportError:
         raise
-    except Exception as error:  # ONNX Runtime and its tool have no base class for their own
+    except Exception as error:  # ONNX Runtime's errors have no common base class
         raise ExportError(f"ONNX Runtime cannot quantise the graph: {type(error).__name__}: {error}") from error
     del result.metadata_props[:], result.graph.value_info[:]
     result.producer_name = model.producer_name
@@ -55,7 +55,7 @@ def quantised(model: onnx.ModelProto, batches: Batches) -> onnx.ModelProto:
 
 
 def qdq(model: onnx.ModelProto, batches: Batches, *, large: bool) -> onnx.ModelProto:
-    """A copy of a graph, quantised; `large` says that it does not fit into one message."""
+    """A quantised copy of a graph; `large` says that it does not fit into one protobuf message."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantise
@@ -69,7 +69,7 @@ def qdq(model: onnx.ModelProto, batches: Batches, *, large: bool) -> onnx.ModelP
             return None if batch is None else {INPUT: batch}
 
     named = copied(model)
-    for number, node in enumerate(named.graph.node):  # the tool tells nodes apart by their names
+    for number, node in enumerate(named.graph.node):  # the quantiser identifies nodes by name
         node.name = f"{node.op_type.lower()}_{number}"
     kept = [node.name for node in named.graph.node if node.op_type in LAYERS and not in_int8(node, named)]
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def qdq(model: onnx.ModelProto, batches: Batches, *, large: bool) -> onnx.ModelP
             extra_options={
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
-                "QuantizeBias": False,  # TensorRT reads no int32 behind a dequantisation
+                "QuantizeBias": False,  # TensorRT does not read dequantised int32
                 "OpTypesToExcludeOutputQuantization": list(LAYERS),
             },
         )
@@ -97,7 +97,7 @@ def qdq(model: onnx.ModelProto, batches: Batches, *, large: bool) -> onnx.ModelP
 
 
 def in_int8(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
-    """Whether a layer of a graph in fp32 is to be quantised: it has weights, and is not left out."""
+    """Whether a layer of an fp32 graph is to be quantised: it has weights, and is not left out."""
     return has_weights(node, model) and kind(node) not in LEFT_OUT
 
 
@@ -106,12 +106,12 @@ def has_weights(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 
 
 def kind(node: onnx.NodeProto) -> str:
-    """A layer's operator, a grouped convolution apart from others."""
+    """A layer's operator; a grouped convolution counts as an operator of its own."""
     return GROUPED if node.op_type == "Conv" and attributes(node).get("group", 1) > 1 else node.op_type
 
 
 def facts(model: onnx.ModelProto) -> dict[str, Any]:
-    """For the manifest: how many layers with weights a QDQ graph has, how many are in int8, and why not all."""
+    """For the manifest: how many layers have weights, how many of them are in int8, and why the others are not."""
     dequantised = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     layers = [node for node in model.graph.node if node.op_type in LAYERS]
     int8 = [node for node in layers if node.input[1] in dequantised]
@@ -128,7 +128,7 @@ def facts(model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def facts_of(model: onnx.ModelProto, settings: Settings) -> dict[str, Any]:
-    """For the manifest: what of a graph is in int8, and which volumes its ranges are from; else empty."""
+    """For the manifest: which layers are in int8, and the calibration volumes; empty in other precisions."""
     if settings.precision is not Precision.INT8 or settings.calibration is None:
         return {}
     return {"quantisation": facts(model), "calibration": settings.calibration.to_dict()}

@@ -1,9 +1,9 @@
 """ONNX graph -> the same graph in an older operator set, for TensorRT 8, Jetson and other old runtimes.
 
-PyTorch's exporter starts at 18. ONNX's own converter has no way down from 14 for `Relu` or from 18 for `Split`, and
-writes a `ReduceMean` that its checker refuses. So the few operators of the networks here are brought down by a table:
-most changed nothing but the types they admit, some got attributes that are at their defaults, and some are decomposed.
-Any other operator is refused by name. The checker holds every node against the schema of the older set.
+PyTorch's exporter starts at 18. ONNX's own converter cannot lower `Relu` from 14 or `Split` from 18, and writes a
+`ReduceMean` that its checker refuses. So a table lowers the few operators of the networks here: most only changed the
+types that they admit, some got attributes that are at their defaults, and some are decomposed. Any other operator is
+refused by name. The checker compares every node with the schema of the older set.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_opset(opset: int) -> None:
     """Refuse an operator set that cannot be written.
 
     Raises:
-        UsageError: it says which can.
+        UsageError: the message says which can.
     """
     import onnx
 
@@ -84,10 +84,10 @@ class Rewriter:
         self.constants = {tensor.name: tensor for tensor in self.model.graph.initializer}
 
     def rewritten(self, node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
-        """The nodes in the place of one.
+        """The nodes that replace a node.
 
         Raises:
-            ExportError: there is no form of it.
+            ExportError: the older set has no equivalent.
         """
         from onnx import defs
 
@@ -135,7 +135,7 @@ def only_types(rewriter: Rewriter, node: onnx.NodeProto) -> list[onnx.NodeProto]
 
 
 def without(**defaults: Any) -> Rule:
-    """Newer versions have attributes more, which change nothing at these values."""
+    """Newer versions have more attributes, which change nothing at these values."""
 
     def rule(rewriter: Rewriter, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         found = attributes(node)
@@ -152,7 +152,7 @@ def without(**defaults: Any) -> Rule:
 
 
 def shape(rewriter: Rewriter, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Version 15 can take a part of the shape, which is a slice of the whole before."""
+    """Version 15 can take a part of the shape; before, that is a slice of the whole shape."""
     from onnx import helper
 
     found = attributes(node)
@@ -168,7 +168,7 @@ def shape(rewriter: Rewriter, node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def reshape(rewriter: Rewriter, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
-    """Version 14 can ask for an axis of size 0, in place of the input's. Computed sizes are never 0: no contract is."""
+    """Version 14 can request an axis of size 0 instead of copying the input's. No contract has sizes of 0."""
     found, sizes = attributes(node), rewriter.value(node.input[1])
     if found.get("allowzero", 0) and sizes is not None and not sizes.all():
         return None
@@ -176,7 +176,7 @@ def reshape(rewriter: Rewriter, node: onnx.NodeProto) -> list[onnx.NodeProto] | 
 
 
 def split(rewriter: Rewriter, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Version 18 says into how many parts; before, that was the number of outputs, and the parts were equal."""
+    """Version 18 states the number of parts; before, it was the number of outputs, and the parts were equal."""
     kept = [attribute for attribute in node.attribute if attribute.name != "num_outputs"]
     del node.attribute[:]
     node.attribute.extend(kept)
@@ -206,7 +206,7 @@ def reduction(rewriter: Rewriter, node: onnx.NodeProto) -> list[onnx.NodeProto] 
 
 
 def layer_norm(rewriter: Rewriter, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
-    """Version 17 has it as one operator: (x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis."""
+    """One operator since version 17: (x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis."""
     from onnx import helper
 
     found = attributes(node)

@@ -1,15 +1,15 @@
-"""ONNX graph for ONNX Runtime on a processor: convolutions by planes, without the planes of padding.
+"""Rewrites an ONNX graph for ONNX Runtime on a CPU: 3D convolutions by planes, without the planes of padding.
 
     y[d] = conv2d(x[d - r], w[.., 0]) + conv2d(x[d], w[.., 1]) + conv2d(x[d + r], w[.., 2])      x zero outside
 
-r is the dilation along D. The planes along D become a batch, and each of the three convolutions in two axes is given
-those planes alone that it finds inside the map: with r half of D that is two thirds of the work, the rest of which
-ONNX Runtime spends on zeros. Its convolution in two axes is the better one besides. 512 channels, 16x16x8, dilation 4:
-140 ms as exported, 76 by planes, 65 in PyTorch, which skips the padding too; 256 channels, dilation 2: 38, 28 and 23
-(two cores with AVX-512). Without dilation it pays where there are many channels to a voxel.
+r is the dilation along D. The planes along D become a batch, and each of the three 2D convolutions gets only the planes
+inside the map. If r is half of D, that is two thirds of the work; ONNX Runtime spends the rest on zeros. Its 2D
+convolution is also better than its 3D one. On two cores with AVX-512, 512 channels at 16x16x8 with dilation 4 take
+140 ms as exported, 76 ms by planes, and 65 ms in PyTorch, which skips the padding too; 256 channels with dilation 2
+take 38, 28 and 23 ms. Without dilation it is faster only with many channels per voxel.
 
-On the captured program it could not be done, for of a small map no plane may be left; in ONNX cutting stops at the
-end, and a convolution of no planes gives none.
+The captured program cannot be rewritten this way, because a small map may have no plane left. In ONNX, a slice stops at
+the end of the map, and a convolution of no planes gives none.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from smp3d_export.onnxgraph.graph import attributes
 if TYPE_CHECKING:
     import onnx
 
-# Of a convolution that is not dilated: with all of them by planes Unet/resnet34 took 1 % longer, with these 2 % less.
-LEAST_CHANNELS = 64
+# For convolutions without dilation. Unet/resnet34 took 1 % longer with all of them by planes, 2 % less with these.
+MIN_CHANNELS = 64
 DEPTH_TO_FRONT, DEPTH_TO_BACK = [0, 4, 1, 2, 3], [0, 2, 3, 4, 1]
 
 
 def by_planes(model: onnx.ModelProto) -> int:
-    """Rewrite a graph in place, and say how many convolutions it was."""
+    """Rewrite a graph in place, and return the number of rewritten convolutions."""
     from onnx import numpy_helper
 
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -54,7 +54,7 @@ def by_planes(model: onnx.ModelProto) -> int:
 
 
 def fits(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
-    """Whether it is a convolution of three taps along D that keeps its size: dilated, or plain with many channels."""
+    """Whether a node is a convolution with three taps along D that keeps the size: dilated, or with many channels."""
     if node.op_type != "Conv" or node.input[1] not in weights:
         return False
     outputs, inputs, *kernel = weights[node.input[1]].dims
@@ -62,12 +62,12 @@ def fits(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
     if len(kernel) != 3 or kernel[2] != 3 or found.get("group", 1) != 1 or set(found.get("strides", [1])) != {1}:
         return False
     dilation, pads = found.get("dilations", [1] * 3), found.get("pads", [0] * 6)
-    worth = dilation[2] > 1 or (kernel == [3, 3, 3] and min(outputs, inputs) >= LEAST_CHANNELS)
+    worth = dilation[2] > 1 or (kernel == [3, 3, 3] and min(outputs, inputs) >= MIN_CHANNELS)
     return worth and pads[2] == pads[5] == dilation[2]
 
 
 def planes(node: onnx.NodeProto, weight: np.ndarray[Any, Any], initializers: Any) -> list[onnx.NodeProto]:
-    """The nodes in the place of a convolution."""
+    """The nodes that replace a convolution."""
     from onnx import helper, numpy_helper
 
     made: list[onnx.NodeProto] = []
@@ -101,7 +101,7 @@ def planes(node: onnx.NodeProto, weight: np.ndarray[Any, Any], initializers: Any
         return call("Reshape", y, sizes, allowzero=1)
 
     def beside(start: int, end: int, tap: int, before: int, after: int) -> str:
-        """Planes at one side of theirs: convolved without those that have none there, and put into their places."""
+        """The sum's part from the planes at one side: those inside the map are convolved, and put into their places."""
         part = call("Slice", x, constant([start]), constant([end]), axis, one)
         y = call("Pad", convolved(part, tap, []), constant([0, before, 0, 0, 0, 0, after, 0, 0, 0]))
         return call("Slice", y, zero, depth, axis, one)

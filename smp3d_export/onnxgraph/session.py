@@ -40,7 +40,7 @@ def session(model: Path | bytes, threads: int | None, device: str = "cpu") -> on
 
 
 def session_of(model: onnx.ModelProto, threads: int | None) -> onnxruntime.InferenceSession:
-    """A session on the CPU over a graph in memory; one over 2 GB goes by way of files."""
+    """A session on the CPU over a graph in memory. A graph over 2 GB is passed in files."""
     if not too_large(model):
         return session(model.SerializeToString(), threads)
     with in_files(model) as file:
