@@ -248,7 +248,7 @@ def measure(architecture: str, encoder: str, shape: tuple[int, ...], ways: Itera
                 sides.pop(way, None)
                 failed[way] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
         matrix = matrix_product(args.threads)
-        times = rounds([*map(silent, sides.values()), matrix], least=args.rounds, most=args.rounds)
+        times = rounds([*map(silent, sides.values()), matrix], at_least=args.rounds, at_most=args.rounds)
         row: dict[str, Any] = {
             "network": f"{architecture.lower()}/{encoder}",
             "shape": shape,

@@ -1,4 +1,4 @@
-"""The Python API: export, verify and bench, as the command line does them. Imports no torch until a job needs it."""
+"""The Python API: export, verify and bench, like the command line. Imports no torch until a job needs it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def export(
         max: the largest shape.
         multiple: what (H, W, D) are multiples of.
         static: freeze every axis at `shape`.
-        contract: the shapes for a model in memory, in place of the five arguments above.
+        contract: the shapes for a model in memory, instead of the five arguments above.
         to: a target, or several.
         precision: fp32, tf32, fp16, bf16 or int8; by default fp32, or the ONNX file's.
         keep_fp32: patterns of layers or operators that stay in fp32 in fp16 and bf16.
@@ -80,20 +80,20 @@ def export(
         optimise: which exact rewrites are applied: `on` (the default), `off`, `cpu` or `auto`.
         opset: the ONNX operator set, 13 to 25; by default 20, or the ONNX file's.
         gpus: compute capabilities to build a TensorRT-RTX engine for, such as `8.6`.
-        device: `cpu`, `cuda` or `cuda:N` to capture, compare and measure on; `auto` is a GPU for engines, if there is
-            one, and the CPU for all else.
+        device: `cpu`, `cuda` or `cuda:N` to capture, compare and measure on; `auto` is the GPU for engines, if there is
+            one, and otherwise the CPU.
         threads: CPU threads; by default all cores.
         samples: volumes to compare on besides the seeded ones: `.npy`, `.npz` or NIfTI.
         normalize: how samples and calibration volumes are normalised: (mean, standard deviation) or `zscore`.
         output: the artifact's folder; by default one in the working directory, named after the network.
         force: replace the artifact of another network in that folder.
         bench: whether to measure speed.
-        min_speedup: the least ratio of eager time to the artifact's.
+        min_speedup: the smallest acceptable ratio of eager time to the artifact's.
         arguments: constructor arguments of a network by name.
         checkpoint: trained weights for a network by name.
         weights_key: which weights to use if the checkpoint holds several, such as `state_dict_ema`.
-        revision: of the repository on the hub: a branch, a tag or a commit.
-        seed: of random weights and inputs.
+        revision: a branch, tag or commit of the repository on the hub.
+        seed: the seed for random weights and inputs.
         progress: print stages to stderr, as the command line does.
 
     Returns:
@@ -220,7 +220,7 @@ def source_of(
     contract: ShapeContract | None,
     seed: int,
 ) -> Source:
-    """What `model` and the arguments that go with it name.
+    """The source that `model` and its arguments name.
 
     Raises:
         UsageError: an argument does not go with this kind of source.
@@ -270,7 +270,7 @@ def sizes(shape: Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def targets_of(to: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of targets, none twice.
+    """The names of targets, without duplicates.
 
     Raises:
         UsageError: there is no such target, or none is given.

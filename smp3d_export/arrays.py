@@ -1,4 +1,4 @@
-"""Volumes in memory: their type, and seeded ones to compare networks on."""
+"""Volumes in memory: their type, and seeded volumes to compare networks on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Volume = NDArray[np.float32]
 Outputs = dict[str, NDArray[Any]]
 """The outputs of a network by name."""
 
-GRID = 8  # voxels between the points of the smooth part
+GRID = 8  # voxels between the grid points of the smooth part
 NOISE = 0.3
 
 NUMBERS = "buif"
@@ -47,9 +47,9 @@ def as_volume(image: ArrayLike) -> Volume:
 
 
 def volume(shape: Sequence[int], seed: int) -> Volume:
-    """A volume (N, C, H, W, D) of about zero mean and unit deviation, the same for the same shape and seed.
+    """A volume (N, C, H, W, D) with about zero mean and unit deviation, the same for the same shape and seed.
 
-    It is smooth, as tissue is, with noise, as scanners add.
+    It is smooth like tissue, with noise like a scanner's.
     """
     rng = np.random.default_rng([seed, zlib.crc32(repr(tuple(shape)).encode())])
     n, c, *sizes = shape

@@ -1,4 +1,4 @@
-"""The shape contract: for each axis a minimum, an optimum, a maximum and a multiple, and what backends make of it.
+"""The shape contract: a minimum, an optimum, a maximum and a multiple for each axis, in the forms backends need.
 
 Imports no torch, so that a runtime can check a volume before it runs it.
 """
@@ -13,14 +13,14 @@ from smp3d_export.errors import ShapeError
 
 AXES = ("N", "C", "H", "W", "D")
 INPUT = "image"
-# By the number of axes: masks, masks that are class numbers, the labels of a classification head.
+# By the number of axes: masks, masks of class numbers, labels of a classification head.
 OUTPUT_AXES = {5: ("N", "classes", "H", "W", "D"), 4: ("N", "H", "W", "D"), 2: ("N", "classes")}
 Shape = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The sizes that one axis takes: the multiples of `multiple` from `min` to `max`; `opt` is what to be fast at."""
+    """The sizes of one axis: multiples of `multiple` from `min` to `max`. `opt` is the size to optimise for."""
 
     name: str
     min: int
@@ -37,7 +37,7 @@ class Axis:
 
     @classmethod
     def from_dict(cls, name: str, row: Mapping[str, Any]) -> Axis:
-        """The axis that JSON holds, if it has this name and makes sense.
+        """An axis from JSON, if it has this name and makes sense.
 
         Raises:
             KeyError, TypeError, ValueError: it is not such an axis.
@@ -81,16 +81,16 @@ class ShapeContract:
         Args:
             opt: the optimum (N, C, H, W, D).
             multiple: what H, W and D must be multiples of.
-            min_size: the smallest H, W and D that the network takes; `multiple` without.
-            min: the smallest (N, C, H, W, D); by default one of N, and `min_size`.
-            max: the largest; by default twice the optimum, N too.
-            requested_multiple: what the contract asks of H, W and D instead, itself a multiple of `multiple`.
+            min_size: the smallest H, W and D that the network takes; by default `multiple`.
+            min: the smallest (N, C, H, W, D); by default N = 1 and `min_size`.
+            max: the largest; by default twice the optimum, N included.
+            requested_multiple: used instead of `multiple`, of which it must be a multiple.
             static: freeze every axis at the optimum.
-            network: what messages call the network.
-            reason: why it takes no less than `min_size`.
+            network: the network's name in messages.
+            reason: why it takes nothing smaller than `min_size`.
 
         Raises:
-            ShapeError: a size is no multiple, is below `min_size`, or the three are not in order.
+            ShapeError: a size is not a multiple or is below `min_size`, or the three shapes are not in order.
         """
         for what, shape in (("--shape", opt), ("--min", min), ("--max", max)):
             if shape is not None and (len(shape) != len(AXES) or any(size < 1 for size in shape)):
@@ -170,7 +170,7 @@ class ShapeContract:
         """Refuse a shape outside the contract.
 
         Raises:
-            ShapeError: it names the axis, the range and the nearest valid sizes.
+            ShapeError: the message names the axis, the range and the nearest valid sizes.
         """
         if len(shape) != len(AXES):
             raise ShapeError(f"an input of {len(shape)} axes, {written(shape)}; it takes the five (N, C, H, W, D)")
@@ -183,7 +183,7 @@ class ShapeContract:
 
     @staticmethod
     def nearest(axis: Axis, size: int) -> tuple[int, ...]:
-        """The valid sizes of an axis just below and above `size`; one where it lies outside the range."""
+        """The valid sizes of an axis just below and above `size`; only one if it lies outside the range."""
         if size <= axis.min:
             return (axis.min,)
         if size >= axis.max:
@@ -192,42 +192,42 @@ class ShapeContract:
         return (below, below + axis.multiple) if below != size else (size,)
 
     def example(self) -> Shape:
-        """The shape to capture at: inside every dynamic axis, and nowhere 1, for a size of 1 would be specialised."""
+        """The shape to capture at: inside every dynamic axis's range, and never 1, which torch.export would freeze."""
         n, c, h, w, d = (axis.opt if not axis.dynamic else self._interior(axis) for axis in self.axes)
         return n, c, h, w, d
 
     @staticmethod
     def _interior(axis: Axis) -> int:
-        # Twice the minimum: what a network shrinks to a single voxel at its least size has two of them then.
+        # Twice the minimum: a map that is a single voxel at the smallest size then has two.
         steps = (axis.min // axis.multiple, axis.max // axis.multiple)
         return axis.multiple * max(2, min(2 * steps[0], steps[1]))
 
     def torch_dims(self) -> dict[int, Any]:
-        """For `torch.export`: axis number to `multiple * Dim` with its range; static axes are left out."""
+        """For `torch.export`: axis number -> `multiple * Dim` with its range, without static axes."""
         from torch.export import Dim
 
         dims = {}
         for number, (axis, traced) in enumerate(zip(self.axes, self.example(), strict=True)):
             if not axis.dynamic:
                 continue
-            # Beyond the traced size, if need be by more than the contract: at the end of the range "not one voxel",
-            # true of the example, would mean "the largest size alone", and the ONNX exporter would bake that size in.
+            # The range reaches beyond the traced size, if necessary beyond the contract. At the end of the range, the
+            # example's "not one voxel" would mean "only the largest size", and the ONNX exporter would freeze that.
             largest = max(axis.max, traced + axis.multiple)
             name, low, high = axis.name.lower(), axis.min // axis.multiple, largest // axis.multiple
             if axis.multiple > 1:
                 dims[number] = axis.multiple * Dim(f"{name}_steps", min=low, max=high)
             elif number >= 2 and low > 1:
-                # A network that shrinks this axis inside, to one voxel at the least: on a bare Dim torch.export takes
-                # "not one voxel", true of the example, as a contradiction to the range; on a derived one it does not.
+                # The network may shrink this axis to one voxel. On a bare Dim, torch.export takes the example's "not
+                # one voxel" as a contradiction to the range; on a derived Dim it does not.
                 dims[number] = Dim(f"{name}_before", min=low - 1, max=high - 1) + 1
             else:
                 dims[number] = Dim(name, min=low, max=high)
         return dims
 
     def parity_shapes(self) -> dict[str, Shape]:
-        """The shapes at which an artifact must agree with the network, by name; none twice, none traced but by chance.
+        """The shapes at which an artifact must agree with the network, by name, without duplicates.
 
-        The anisotropic one has a different number of steps on every volume axis where the range allows it.
+        The anisotropic one has a different number of steps on every volume axis if the range allows it.
         """
         shapes = {"optimum": self.opt, "minimum": self.min, "anisotropic": self._anisotropic(), "maximum": self.max}
         return {
@@ -254,7 +254,7 @@ class ShapeContract:
 
     @classmethod
     def from_dict(cls, rows: Sequence[Mapping[str, Any]]) -> ShapeContract:
-        """The contract that JSON holds.
+        """A contract from JSON.
 
         Raises:
             KeyError, TypeError, ValueError: it is not a contract.
@@ -271,10 +271,10 @@ def rounded_up(size: int, multiple: int) -> int:
 
 
 def checked_multiple(multiple: Sequence[int], requested: Sequence[int], network: str) -> tuple[int, ...]:
-    """The `requested` multiples of H, W and D, once they are known to be multiples of the network's own.
+    """The `requested` multiples of H, W and D, if they are multiples of the network's own.
 
     Raises:
-        ShapeError: one is not, or there are not three.
+        ShapeError: one of them is not, or there are not three.
     """
     if len(requested) != 3:
         raise ShapeError(f"--multiple is {written(requested)}; it takes three numbers, H,W,D, for example 64,32,32")
@@ -289,12 +289,12 @@ def checked_multiple(multiple: Sequence[int], requested: Sequence[int], network:
 def check_multiples(
     sizes: Sequence[int], multiple: Sequence[int], min_size: Sequence[int] | None = None, reason: str = ""
 ) -> None:
-    """Refuse volume axes that are no multiples of the network's total stride, or below the `min_size` that it takes.
+    """Refuse volume axes that are not multiples of the network's total stride, or are below its `min_size`.
 
-    `reason` is why it takes no less.
+    `reason` is why it takes nothing smaller.
 
     Raises:
-        ShapeError: it names the axis and the nearest valid sizes.
+        ShapeError: the message names the axis and the nearest valid sizes.
     """
     for name, size, k, lowest in zip(AXES[2:], sizes, multiple, min_size or multiple, strict=True):
         if size % k or size == 0:

@@ -1,4 +1,4 @@
-"""What machine this is: processor, cores, memory, versions of what matters. Imports no torch."""
+"""Describes the machine: processor, cores, memory, GPUs, versions of packages. Imports no torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def processor() -> str:
 
 
 def cpu_features() -> list[str]:
-    """Those instruction sets of this processor that make networks faster."""
+    """The instruction sets of this processor that make networks faster."""
     flags = cpu_flags()
     interesting = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
     return [flag for flag in interesting if flag in flags]
@@ -106,7 +106,7 @@ def _lines(path: str) -> list[str]:
 
 
 def return_free_memory() -> None:
-    """Give the system back what this process has freed, where its C library can (glibc); elsewhere nothing happens."""
+    """Return freed memory to the system, if the C library can (glibc); otherwise do nothing."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):
@@ -156,7 +156,7 @@ def _peak_on_windows() -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that an artifact depends on; those not installed are left out."""
+    """The versions of Python and of the packages that artifacts depend on, if they are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -167,10 +167,10 @@ def versions() -> dict[str, str]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """The NVIDIA GPUs by name, compute capability and memory in bytes; none where there is no driver.
+    """The NVIDIA GPUs with name, compute capability and memory in bytes; empty without a driver.
 
-    The driver itself is asked: it is on every Jetson too, as nvidia-smi is not, and numbers them as CUDA's runtime
-    does, `CUDA_VISIBLE_DEVICES` included.
+    The driver itself is asked. Unlike nvidia-smi, it is on every Jetson, and it numbers GPUs as CUDA's runtime does,
+    `CUDA_VISIBLE_DEVICES` included.
     """
     driver, count = _driver(), ctypes.c_int()
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)):
@@ -179,7 +179,7 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def _driver() -> Any | None:
-    """NVIDIA's driver, ready to be asked; None where there is none that works."""
+    """NVIDIA's initialised driver; None if there is none that works."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -188,14 +188,14 @@ def _driver() -> Any | None:
 
 
 def _free_on_gpu(number: int) -> int | None:
-    """Bytes that are free on a GPU, by the driver, which tells it only within a context.
+    """The free bytes on a GPU, from the driver, which tells them only within a context.
 
-    What another library caches in this process, as PyTorch does, counts as used.
+    What a library such as PyTorch caches in this process counts as used.
     """
     driver, device, context, free, total = (
         _driver(), ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t(),
     )  # fmt: skip
-    # The primary context is the one that CUDA's runtime uses: if this process has it, nothing is made.
+    # The primary context is the one that CUDA's runtime uses. If this process has it already, nothing is created.
     if driver is None or driver.cuDeviceGet(ctypes.byref(device), number):
         return None
     if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
@@ -216,7 +216,7 @@ def _gpu(driver: Any, number: int) -> dict[str, Any]:
     driver.cuDeviceGet(ctypes.byref(device), number)
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    for value, attribute in ((major, 75), (minor, 76)):  # of the compute capability, in the driver's numbers
+    for value, attribute in ((major, 75), (minor, 76)):  # the driver's numbers for the compute capability
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
     return {
         "name": name.value.decode(errors="replace"),

@@ -1,4 +1,4 @@
-"""Program -> one target's artifact: exported and described, the fastest of its variants. Imports no torch."""
+"""Program -> one target's artifact: export its variants, keep the fastest, describe it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from smp3d_export.sources.request import Program, Request
 from smp3d_export.sources.variants import ON, for_target
 from smp3d_export.validators.throughput import Side, rounds
 
-# To tell which of several variants is the fastest.
+# Rounds and seconds to find the fastest of several variants.
 RACE_ROUNDS = 5
 RACE_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
 class Made:
-    """An artifact whose files are written, with as much of a manifest as it takes to run it."""
+    """An artifact whose files are written, with enough of a manifest to run it."""
 
     folder: Path
     exported: Exported
@@ -59,7 +59,7 @@ def make(target: str, program: Program, request: Request, folder: Path, threads:
 def fastest(
     exporter: Exporter, program: Program, request: Request, folder: Path, threads: int
 ) -> tuple[Exported, Manifest]:
-    """Export the only variant that suits, or all of them, keeping the one that is the fastest here."""
+    """Export every suitable variant, and keep the fastest on this machine."""
     names = list(for_target(program.variants, exporter.row.name))
     if len(names) == 1:
         return export(exporter, program, request, names[0], folder)
@@ -112,7 +112,7 @@ def export(
 
 
 def race(places: Mapping[str, Path], program: Program, request: Request, threads: int) -> dict[str, float]:
-    """The median seconds of each variant at the optimum, in alternating rounds; nothing if they cannot run here."""
+    """The median seconds of each variant at the optimum, in alternating rounds; empty if they cannot run here."""
     image = volume(program.manifest.contract.opt, request.source.seed)
     sides: list[Side] = []
     for place in places.values():
@@ -121,7 +121,7 @@ def race(places: Mapping[str, Path], program: Program, request: Request, threads
         except TargetUnavailableError:
             return {}
         sides.append(partial(runner.seconds, image))
-    times = rounds(sides, least=RACE_ROUNDS, budget=RACE_SECONDS)
+    times = rounds(sides, at_least=RACE_ROUNDS, budget=RACE_SECONDS)
     return {name: float(np.median(mine.seconds)) for name, mine in zip(places, times, strict=True)}
 
 

@@ -18,12 +18,12 @@ from smp3d_export.validators.verdict import Report, Verdict
 def run(request: Request, reporter: Reporter | None = None) -> Report:
     """Export a network, prove every artifact equal to it, and measure it.
 
-    What fails for one target alone stands in its verdict; the others are exported all the same. An artifact goes to its
-    place as soon as it is finished. What ends the rest, an error or Ctrl-C, leaves it there, and nothing unfinished.
+    If one target fails, its verdict says so, and the others are still exported. An artifact is published as soon as it
+    is finished, and stays if an error or Ctrl-C ends the export later. Nothing unfinished is left behind.
 
     Raises:
         UsageError: something in the request is wrong.
-        TargetUnavailableError: none of the targets can be exported to here.
+        TargetUnavailableError: none of the targets can be exported on this machine.
         ExportError: the network cannot be captured.
     """
     reporter = reporter or Reporter()
@@ -51,10 +51,10 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
 
 
 def introduce(opened: Opened, request: Request, staging: Staging, reporter: Reporter) -> None:
-    """Say which network this is, for which shapes, and what it replaces.
+    """Print which network this is, for which shapes, and what it replaces.
 
     Raises:
-        UsageError: another network's artifact stands in its place.
+        UsageError: another network's artifact is there.
     """
     precision, targets = request.settings.precision, request.targets
     check = staging.place.check_network
@@ -67,9 +67,9 @@ def introduce(opened: Opened, request: Request, staging: Staging, reporter: Repo
 
 
 def deliver(target: str, program: Program, proof: Proof, staging: Staging) -> Verdict:
-    """Make and prove one target's artifact, and put it in its place.
+    """Make and prove one target's artifact, and publish it.
 
-    If it fails, its verdict says so, and what it made is dropped. What misses parity is set aside for study.
+    If it fails, its verdict says so, and its files are dropped. An artifact that misses parity is set aside for study.
     """
     request = proof.request
     try:

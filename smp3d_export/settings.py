@@ -1,4 +1,4 @@
-"""What every target of an export is asked for: precision, opset, layers to keep in fp32, calibration, GPUs, device."""
+"""The settings for every target of an export: precision, opset, fp32 layers, calibration, GPUs, device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPSET = 20
 
 
 class Batches(Protocol):
-    """Batches (N, C, H, W, D) of the contract's optimum, read anew at every iteration."""
+    """Batches (N, C, H, W, D) of the contract's optimum, read again at every iteration."""
 
     def __len__(self) -> int: ...
 
@@ -23,7 +23,7 @@ class Batches(Protocol):
 
 
 class CalibrationData(Protocol):
-    """The volumes that int8 takes its ranges from."""
+    """The volumes that int8 is calibrated on."""
 
     def files(self) -> list[Path]: ...
 
@@ -34,7 +34,7 @@ class CalibrationData(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a target is asked for.
+    """The settings for a target.
 
     `keep_fp32` are patterns of layers and operators that stay in fp32 when the rest is lowered. `gpus` are the compute
     capabilities to build an engine for, such as `8.6`; if empty, the builder's default. `metadata` is written into the

@@ -1,1 +1,1 @@
-"""Artifact -> verdict: whether it agrees with the eager network, and how fast it is beside it. Imports no torch."""
+"""Artifact -> verdict: whether it agrees with the eager network, and how fast it is. Imports no torch."""

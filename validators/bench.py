@@ -1,6 +1,6 @@
-"""Artifacts side by side at several shapes: time, growth with the volume, memory, and how near to the machine's limit.
+"""Artifacts side by side at several shapes: time, memory, and how close they come to the machine's limit.
 
-Imports torch only where eager is what they are measured against.
+Imports torch only if they are measured against eager.
 """
 
 from __future__ import annotations

@@ -21,14 +21,14 @@ from smp3d_export.runtime.volumes import Normalisation, check_channels, crop_to,
 from smp3d_export.sources.request import Opened, Program, Request
 from smp3d_export.validators.parity import Case, Reference
 
-# Activations are estimated from the graph; kernels take workspace beside them.
+# Activations are estimated from the graph. Kernels need workspace in addition.
 WORKSPACE = 1.5
 
 
 def reference_for(opened: Opened, program: Program, samples: Mapping[str, Volume], request: Request) -> Reference:
     """The reference with the inputs to compare on: volumes at the contract's shapes, and the user's samples.
 
-    A shape whose activations would not fit into the free memory of a device that runs it is not run, and says so.
+    A shape whose activations would not fit into the free memory of its device is reported as not run.
     """
     contract, calibration = opened.contract, request.calibration
     devices = {request.device, *(backends.find(target).device(request.device) for target in request.targets)}
@@ -50,7 +50,7 @@ def reference_for(opened: Opened, program: Program, samples: Mapping[str, Volume
 
 
 def seeded(contract: ShapeContract, seed: int) -> Iterator[Case]:
-    """Smooth volumes with noise at the contract's shapes."""
+    """Smooth volumes with noise, at the contract's shapes."""
     for name, shape in contract.parity_shapes().items():
         yield Case(name, shape, partial(volume, shape, seed))
 
@@ -58,10 +58,10 @@ def seeded(contract: ShapeContract, seed: int) -> Iterator[Case]:
 def calibrated(contract: ShapeContract, calibration: Calibration) -> Iterator[Case]:
     """Patches of the calibration volumes at the contract's shapes, for int8.
 
-    On other voxels a network that was trained on such volumes has regions that mean nothing, and values out of every
-    range. So a shape that no volume fills proves the shape alone; beside it the values are compared at the shape of the
-    contract that the volumes do fill. Along an axis where they have less than the contract's minimum, they are
-    mirrored, and compared where they are real.
+    On other voxels, a network trained on such volumes predicts regions that mean nothing, and values outside every
+    range. So a shape that no volume fills only proves the shape, and the values are compared at a shape that the
+    volumes do fill. Along an axis with fewer voxels than the contract's minimum, a volume is mirrored, and compared
+    where it is real.
     """
     compared = {shape for shape in contract.parity_shapes().values() if calibration.fills(shape)}
     for name, shape in contract.parity_shapes().items():
@@ -84,7 +84,7 @@ def read_samples(
     """The user's volumes, normalised and cut to the contract.
 
     Raises:
-        UsageError: a file is no volume, or does not fit the contract.
+        UsageError: a file is not a volume, or does not fit the contract.
     """
     samples = {}
     for path, name in named(paths).items():
@@ -97,7 +97,7 @@ def read_samples(
 
 
 def named(paths: Iterable[Path]) -> dict[Path, str]:
-    """Files, none twice, by their names with as many folders in front as it takes to tell them apart."""
+    """Files without duplicates, by name, with as many folders in front as it takes to tell them apart."""
     distinct = {path.resolve(): path for path in paths}
     ends = {
         path: ["/".join(whole.parts[-n:]) for n in range(1, len(whole.parts) + 1)] for whole, path in distinct.items()

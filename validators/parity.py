@@ -1,4 +1,4 @@
-"""Parity: the artifact's outputs beside the eager network's, on the same inputs."""
+"""Parity: the artifact's outputs compared with the eager network's, on the same inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from smp3d_export.validators.tolerances import REPEATED, Tolerance
 Outputs = Mapping[str, Array]
 Run = Callable[[NDArray[np.float32]], Outputs]
 Step = Callable[[int, int, str], None]
-"""Is told how many cases are done, of how many, and the name of the next."""
+"""Called with the number of finished cases, of all cases, and the name of the next."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Case:
     """An input to compare on.
 
     Attributes:
-        name: what messages call it.
+        name: its name in messages.
         shape: its shape (N, C, H, W, D).
-        make: gives the input when its turn comes.
-        skip: why it is not run.
-        real: the part of it along H, W and D that is compared; by default all of it.
-        made_up: why its voxels are not real. Then it proves the shape alone: the outputs have the right shape, are
-            finite, and are the same when the artifact runs again. How far they are from eager's is noted, not judged.
+        make: makes the input when it is needed.
+        skip: why it is not run; None if it is.
+        real: the part along H, W and D that is compared; by default everything.
+        made_up: why its voxels are not real. Then only the shape is proved: the outputs have the right shape, are
+            finite, and come out the same in a second run. The error is noted but not judged.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Case:
 
 
 NUMBERS = ("largest", "p999", "range", "relative", "excess")
-"""What of a measurement may be infinite, which JSON does not have."""
+"""The fields of a measurement that may be infinite, which JSON cannot express."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class Measurement:
         case, shape, output: what was compared.
         largest, p999: the largest absolute error, and the 99.9th percentile.
         range: the range of the eager output.
-        relative: the largest error as a part of that range, or of a tenth of the largest absolute value if the output
-            hardly varies.
-        labels: the part of the voxels with the same label; None for an output that has no voxels.
+        relative: the largest error as a fraction of that range, or of a tenth of the largest absolute value if the
+            output hardly varies.
+        labels: the share of voxels with the same label; None for an output that has no voxels.
         dice: the Dice coefficient of each class between the two label maps; None for an output that has no voxels.
         passed: whether it is within the bounds.
         missed: the bounds that it misses, in words.
-        excess: the worst error as a multiple of what is allowed, if a bound is missed.
-        small: the classes that are judged by voxels, since they have too few for a Dice coefficient.
+        excess: the worst error as a multiple of what is allowed, if it misses a bound.
+        small: the classes that are judged by voxels, because they have too few for a Dice coefficient.
         problem: what is wrong with the output apart from its values, such as its shape.
-        made_up: why the input's voxels are not real, so that it proves the shape alone.
+        made_up: why the input's voxels are not real; then only the shape is proved.
     """
 
     case: str
@@ -85,13 +85,13 @@ class Measurement:
 
     @property
     def worst_class(self) -> tuple[float, int] | None:
-        """The least Dice coefficient, and its class, of those that are judged by it."""
+        """The smallest Dice coefficient and its class, among the classes that are judged by it."""
         small = {overlap.label for overlap in self.small}
         return min(((dice, label) for label, dice in enumerate(self.dice or ()) if label not in small), default=None)
 
     @property
     def shortfall(self) -> str:
-        """What it fails by, in a line."""
+        """Why it fails, in one line."""
         what = self.problem or "; ".join(self.missed)
         return f"{self.output} {what}, on the input {self.case!r} ({written(self.shape)})"
 
@@ -100,7 +100,7 @@ class Measurement:
 class Parity:
     """The verdict: it passed if every measurement did, and at least one was made on real voxels.
 
-    `of` is what was compared: the `artifact`, or the ONNX `graph` that it was made of, where it cannot run here.
+    `of` is what was compared: the `artifact`, or the ONNX `graph` that it was made from if it cannot run here.
     """
 
     measurements: tuple[Measurement, ...]
@@ -119,7 +119,7 @@ class Parity:
 
     @property
     def relative(self) -> float:
-        """The worst largest error, as a part of the output's range."""
+        """The worst largest error, as a fraction of the output's range."""
         return max((m.relative for m in self.judged), default=float("nan"))
 
     @property
@@ -133,12 +133,12 @@ class Parity:
         return min((m.worst_class[0] for m in self.judged if m.worst_class is not None), default=None)
 
     def with_cases(self, other: Parity, what: str) -> Parity:
-        """This and another's measurements, which are of the same cases in another way."""
+        """Its measurements and another's, which are of the same cases in another way."""
         added = tuple(replace(m, case=f"{m.case}, {what}") for m in other.measurements)
         return replace(self, measurements=self.measurements + added)
 
     def shortfall(self) -> str:
-        """What it fails by, in a line."""
+        """Why it fails, in one line."""
         failed = [m for m in self.measurements if not m.passed]
         if not failed:
             return "nothing could be compared"
@@ -158,7 +158,7 @@ class Parity:
 
 
 class Reference:
-    """The eager network's outputs, computed once for each case however many artifacts are compared."""
+    """The eager network's outputs, computed once per case for all artifacts."""
 
     def __init__(self, eager: Run, cases: Iterable[Case], *, label_threshold: float = 0.0, keep: bool = False) -> None:
         self._eager = eager
@@ -196,7 +196,7 @@ def compare(
 ) -> Parity:
     """Run an artifact on the cases of a reference, and measure its outputs.
 
-    `step` is told how far it is. A case for which the reference has not enough memory is not run.
+    `step` is called with the progress. A case that the reference has too little memory for is not run.
 
     Raises:
         RunError: the artifact failed.
@@ -231,7 +231,7 @@ def compare(
 
 
 def by_shape(result: Measurement, made_up: str, repeated: Measurement) -> Measurement:
-    """What an input that was made up proves: the output has its shape and is finite, and comes out `repeated`."""
+    """What a made-up input proves: the output has its shape, is finite, and comes out the same when `repeated`."""
     problem = None if repeated.passed else f"differs by {repeated.relative:.1e} of its range when it is run again"
     return replace(result, made_up=made_up, problem=problem, passed=problem is None, missed=(), excess=0.0, small=())
 
@@ -239,7 +239,7 @@ def by_shape(result: Measurement, made_up: str, repeated: Measurement) -> Measur
 def measure(
     case: Case, name: str, eager: Array, found: Array | None, tolerance: Tolerance, *, label_threshold: float
 ) -> Measurement:
-    """One output beside the eager one. A missing one, another shape, or a number that is not finite fails."""
+    """Compare one output with the eager one. A missing output, another shape or a value that is not finite fails."""
     problem = fault(eager, found)
     if found is None or problem is not None:
         worst = float("inf")
@@ -253,7 +253,7 @@ def measure(
     if case.real is not None and eager.ndim > 2:
         eager, found = (part(array, case) for array in (eager, found))
     spread = float(eager.max()) - float(eager.min())
-    # Rounding goes with the magnitude: of an output that hardly varies a tenth of that stands for the range.
+    # Rounding grows with magnitude. If an output hardly varies, a tenth of its magnitude replaces the range.
     scale = max(spread, float(np.abs(eager).max()) / 10)
     error = np.abs(found - eager) if eager.dtype.kind == "f" else np.abs(found.astype(np.int64) - eager)
     largest = float(error.max())
@@ -282,7 +282,7 @@ def measure(
 
 
 def fault(eager: Array, found: Array | None) -> str | None:
-    """What is wrong with an output apart from its values."""
+    """What is wrong with an output, other than its values; None if nothing is."""
     if found is None:
         return "is missing"
     if found.shape != eager.shape:
@@ -293,7 +293,7 @@ def fault(eager: Array, found: Array | None) -> str | None:
 
 
 def part(output: Array, case: Case) -> Array:
-    """The real voxels of an output (..., H, W, D), whose sizes may be other than the input's."""
+    """The real voxels of an output (..., H, W, D), whose sizes may differ from the input's."""
     assert case.real is not None
     cut = [
         slice(-(-real.start * size // whole), real.stop * size // whole)
@@ -303,7 +303,7 @@ def part(output: Array, case: Case) -> Array:
 
 
 def percentile(values: Array, part: float) -> float:
-    """The value below which `part` of the values lie, by partition: sorting a large volume takes seconds."""
+    """The value below which `part` of the values lie. It partitions, because sorting a large volume takes seconds."""
     flat = values.ravel()
     index = min(flat.size - 1, int(part * flat.size))
     return float(np.partition(flat, index)[index])

@@ -1,4 +1,4 @@
-"""Artifact -> verdict: proved equal to its reference, measured, its manifest completed. Imports no torch."""
+"""Artifact -> verdict: prove it equal to its reference, time it, complete its manifest. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from smp3d_export.validators.verdict import Verdict
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# For the rounds of each target if there are several; there are five at least.
+# For the rounds of each target if there are several. At least five rounds run.
 SECONDS_OF_SEVERAL = 8.0
 
 ROUNDED = "rounded"
-"""What is added to the name of a case that was compared a second time, every value rounded."""
+"""Added to the name of a case that was compared a second time, with every value rounded."""
 FEW = 8
-"""Layers that an error names one by one."""
+"""How many layers an error names one by one."""
 BEYOND_FP16 = (
     "fp16 holds numbers up to 65504: if values are larger, normalise the volumes (--normalize), or use "
     "--precision bf16 or fp32"
@@ -53,9 +53,9 @@ BEYOND_FP16 = (
 
 @dataclass(frozen=True)
 class Proof:
-    """What the artifacts of one export are held against.
+    """What the artifacts of one export are compared with.
 
-    `baselines` are what they are timed against; they are judged by the first. `compared` are graphs that were emulated
+    They are timed against `baselines`, and judged by the first. `compared` are graphs that were emulated
     already, with their parity: engines of several targets are made from one.
     """
 
@@ -67,7 +67,7 @@ class Proof:
     compared: list[tuple[ModelProto, Tolerance, Parity]] = field(default_factory=list)
 
     def of(self, folder: Path, exported: Exported, description: Manifest, build_seconds: float) -> Verdict:
-        """The verdict on an artifact, whose golden input and whole manifest are written beside it."""
+        """The verdict on an artifact. Its golden input and complete manifest are written to its folder."""
         request, target, contract = self.request, description.target, description.contract
         runner, not_run = self._load(folder)
         write_golden(self._golden(runner, exported), contract, request.source.seed, folder)
@@ -99,17 +99,17 @@ class Proof:
         )
 
     def _load(self, folder: Path) -> tuple[Runner | None, str | None]:
-        """The artifact's runner, or why it cannot run here."""
+        """The artifact's runner, or why it cannot run on this machine."""
         try:
             return runtime.load(folder, threads=self.threads, device=self.request.device), None
         except TargetUnavailableError as error:
             return None, str(error)
 
     def _golden(self, runner: Runner | None, exported: Exported) -> Run:
-        """What gives the golden outputs: the eager network.
+        """What computes the golden outputs: the eager network, but in int8 the artifact itself, or its graph.
 
-        In int8 it is the artifact itself, or its graph. The golden input is not like the volumes that the ranges are
-        from, so what it can prove is that another machine computes the same.
+        The golden input is unlike the calibration volumes, so in int8 it can only prove that another machine computes
+        the same.
         """
         if self.request.settings.precision is not Precision.INT8:
             return self.reference.eager
@@ -118,10 +118,10 @@ class Proof:
         return self.reference.eager if exported.graph is None else self._emulated(exported.graph)
 
     def _parity(self, runner: Runner | None, exported: Exported, target: str) -> Parity:
-        """The parity of the artifact; of the graph that it was made from, if it cannot run here.
+        """The parity of the artifact, or of the graph that it was made from if it cannot run on this machine.
 
-        A CPU that computes half precision in fp32 hides what overflows elsewhere: then the graph is compared too, every
-        value rounded.
+        A CPU that computes half precision in fp32 hides overflow. Then the graph is compared too, with every value
+        rounded.
         """
         with self.reporter.stage("parity") as stage:
             precision, graph = self.request.settings.precision, exported.graph
@@ -147,7 +147,7 @@ class Proof:
         return parity
 
     def _parity_of(self, graph: ModelProto, bounds: Tolerance, step: Step) -> Parity:
-        """The parity of a graph in ONNX Runtime, every value rounded to its type; computed once for each graph."""
+        """The parity of a graph in ONNX Runtime with every value rounded to its type, computed once per graph."""
         for known, tolerated, parity in self.compared:
             if known is graph and tolerated == bounds:
                 return parity
@@ -156,9 +156,9 @@ class Proof:
         return parity
 
     def _overflow(self, graph: ModelProto | None, parity: Parity) -> str:
-        """What may have overflowed, if an artifact in fp16 misses parity, and how to export without; else empty.
+        """What may have overflowed if an fp16 artifact misses parity, and how to avoid it; otherwise empty.
 
-        Outputs of an overflow are not finite, except in OpenVINO, which clips values.
+        An overflow gives outputs that are not finite, except in OpenVINO, which clips values.
         """
         if self.request.settings.precision is not Precision.FP16 or parity.passed:
             return ""
@@ -181,7 +181,7 @@ class Proof:
         return Emulation(graph, self.threads)
 
     def _throughput(self, runner: Runner) -> Throughput | None:
-        """The speed of an artifact; None if there is not enough memory for it and for what it is timed against."""
+        """The speed of an artifact; None if there is not enough memory for it and its baselines."""
         try:
             return self._timed(runner)
         except Exception as error:
@@ -203,16 +203,16 @@ class Proof:
 
 
 def write_golden(run: Run, contract: ShapeContract, seed: int, folder: Path) -> None:
-    """The smallest input of the contract with its outputs, to prove the artifact again elsewhere.
+    """Write the contract's smallest input with its outputs, to prove the artifact again on other machines.
 
-    It is a seeded volume in every case: an artifact carries nothing of the user's volumes.
+    It is always a seeded volume: an artifact contains nothing of the user's volumes.
     """
     image = volume(contract.min, seed)
     np.savez_compressed(folder / artifact.GOLDEN, allow_pickle=False, image=image, **run(image))
 
 
 def advice(layers: Sequence[str]) -> str:
-    """How to export layers that overflow in fp16: each by its name, if they are few."""
+    """How to export layers that overflow in fp16; they are named if they are few."""
     if len(layers) > FEW:
         return f"{len(layers)} layers overflow fp16, the first of them {layers[0]}: {BEYOND_FP16}"
     options = " ".join(f"--keep-fp32 {layer}" for layer in layers)
@@ -222,7 +222,7 @@ def advice(layers: Sequence[str]) -> str:
 def shortfall(
     parity: Parity, throughput: Throughput | None, min_speedup: float | None, overflow: str = ""
 ) -> Smp3dExportError | None:
-    """What the verdict falls short of: parity before speed. `overflow` is added to what parity says."""
+    """The error of a verdict, parity before speed; None if it is good. `overflow` is added to a parity error."""
     if not parity.passed:
         return ParityError(parity.shortfall() + overflow)
     if min_speedup is not None and throughput is not None and throughput.speedup < min_speedup:

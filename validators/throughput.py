@@ -1,4 +1,4 @@
-"""Throughput: an artifact and what it is measured against in alternating rounds, in one process."""
+"""Throughput: an artifact and its baselines in alternating rounds, in one process."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Rounds until both bounds are met: enough for an interval, and no longer than a user waits.
-LEAST_ROUNDS = 5
-MOST_ROUNDS = 15
+# Enough rounds for an interval, but no more than a user would wait for.
+MIN_ROUNDS = 5
+MAX_ROUNDS = 15
 SECONDS = 15.0
 
-# Seconds before each call. The threads of the side before still spin for a while, waiting for work, and a side alone in
-# its process has the cores to itself: PSPNet in OpenVINO right behind ONNX Runtime 157 ms, with the pause 139.
+# Seconds before each call. The threads of the previous side still spin for a while, but a side alone in its process has
+# the cores to itself. PSPNet in OpenVINO took 157 ms right after ONNX Runtime, and 139 ms after the pause.
 PAUSE = 0.05
 
 RESAMPLES = 2000
 
 Side = Callable[[], "float | None"]
-"""Runs once. It returns the seconds that it took where it has a better clock than the wall's, else None."""
+"""Runs once. Returns the seconds that it took if it has a better clock than wall time, otherwise None."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one side, in seconds: the first call, which warms up, and percentiles of the rounds behind it."""
+    """The times of one side in seconds: the first call, which warms up, and percentiles of the rounds after it."""
 
     first: float
     p50: float
@@ -46,7 +46,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Throughput:
-    """The artifact, and what it was measured against by name; the first of them is what it is judged by.
+    """The times of an artifact and of its baselines by name. It is judged by the first baseline.
 
     `peak_memory` is what a process that loads and runs the artifact alone takes, in bytes, and `device_peak` what it
     takes on a GPU; `build_seconds` is how long making it took; `cores` is how many the machine had to give, of which
@@ -66,7 +66,7 @@ class Throughput:
 
     @property
     def against(self) -> str:
-        """The name of what it is judged by."""
+        """The name of the baseline that it is judged by."""
         return next(iter(self.baselines))
 
     @property
@@ -100,7 +100,7 @@ def alternate(
     step: Callable[[int, int, str], None] = lambda done, total, what: None,
     budget: float = SECONDS,
 ) -> Throughput:
-    """Time an artifact and its baselines in turn, for `budget` seconds if that is more than the least rounds take."""
+    """Time an artifact and its baselines in turn, for `budget` seconds or the minimum number of rounds."""
     times = rounds((*baselines.values(), artifact), clock=clock, step=step, budget=budget)
     voxels = int(np.prod([shape[0], *shape[2:]]))
     timings = [timing(first, seconds, voxels) for first, seconds in times]
@@ -115,7 +115,7 @@ def alternate(
 
 
 class Times(NamedTuple):
-    """Seconds of one side: of its first call, and of those in the rounds."""
+    """The seconds of one side: its first call, and the calls in the rounds."""
 
     first: float
     seconds: list[float]
@@ -126,13 +126,13 @@ def rounds(
     *,
     clock: Callable[[], float] = time.perf_counter,
     step: Callable[[int, int, str], None] = lambda done, total, what: None,
-    least: int = LEAST_ROUNDS,
-    most: int = MOST_ROUNDS,
+    at_least: int = MIN_ROUNDS,
+    at_most: int = MAX_ROUNDS,
     budget: float = SECONDS,
 ) -> list[Times]:
-    """Time all sides in turn, the order changing every round, so that a drifting machine bears on all alike.
+    """Time all sides in turn, in an order that changes every round, so that a drifting machine affects all equally.
 
-    There are at least `least` rounds, and at most `most` or as many as `budget` seconds allow.
+    There are at least `at_least` rounds, and at most `at_most` or as many as `budget` seconds allow.
     """
 
     def timed(side: Side) -> float:
@@ -143,10 +143,10 @@ def rounds(
 
     times = [Times(timed(side), []) for side in sides]
     started = clock()
-    for done in range(most):
-        if done >= least and clock() - started >= budget:
+    for done in range(at_most):
+        if done >= at_least and clock() - started >= budget:
             break
-        step(done, most, "")
+        step(done, at_most, "")
         for number in range(len(sides)) if done % 2 == 0 else reversed(range(len(sides))):
             times[number].seconds.append(timed(sides[number]))
     return times
@@ -158,7 +158,7 @@ def timing(first: float, seconds: Sequence[float], voxels: int) -> Timing:
 
 
 def ratio(baseline: Sequence[float], artifact: Sequence[float]) -> Ratio:
-    """The ratio of medians with its 95 % interval, by resampling whole rounds: their two sides belong together."""
+    """The ratio of medians with its 95 % interval, resampling whole rounds, because their two sides are paired."""
     pairs: NDArray[np.float64] = np.array([baseline, artifact])
     rng = np.random.default_rng(0)
     drawn = pairs[:, rng.integers(0, pairs.shape[1], (RESAMPLES, pairs.shape[1]))]

@@ -1,4 +1,4 @@
-"""How far an artifact may be from the eager fp32 network: a table by precision, and by target where it must differ."""
+"""How far an artifact may be from the eager fp32 network: a table by precision, and by target if that differs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from smp3d_export.validators.overlap import Overlap
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The bounds of a measurement; what is None is not asked for.
+    """The bounds of a measurement. A bound that is None does not apply.
 
     Attributes:
         relative: the largest error, as a part of the output's range.
-        labels: the least part of the voxels with the same label.
+        labels: the smallest share of voxels with the same label.
         reason: why the bounds are these.
-        dice: the least Dice coefficient of a class between the two label maps.
-        small: a class of fewer voxels is judged by voxels, not by Dice: as many may differ as in a class of this size.
+        dice: the smallest Dice coefficient of a class between the two label maps.
+        small: a class with fewer voxels is judged by voxels, not Dice: as many may differ as in a class of this size.
     """
 
     relative: float | None
@@ -37,7 +37,7 @@ class Tolerance:
         return overlap.size < self.small
 
     def missed(self, relative: float, labels: float | None, classes: Sequence[Overlap]) -> list[tuple[float, str]]:
-        """The bounds that a measurement misses, the worst first: how many times what is allowed, and in words.
+        """The bounds that a measurement misses, worst first: the error as a multiple of what is allowed, and in words.
 
         An output without voxels has neither labels nor classes.
         """
@@ -74,12 +74,12 @@ class Tolerance:
 
 
 def rounded_down(part: float) -> float:
-    """A part of a whole to four decimals, never rounded up to a bound that it misses."""
+    """A fraction to four decimals, never rounded up to a bound that it misses."""
     return math.floor(part * 1e4 + 1e-6) / 1e4
 
 
 def percent(part: float) -> str:
-    """A part of a whole in percent, never rounded up to all of it."""
+    """A fraction in percent, never rounded up to 100 %."""
     return f"{math.floor(part * 1e4 + 1e-6) / 1e2:g} %"
 
 

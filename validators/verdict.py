@@ -1,4 +1,4 @@
-"""Verdicts: what each target of an export came to, and the exit code of them all."""
+"""Verdicts: the result of each target of an export, and the exit code of all of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ EXIT_ORDER = (1, 5, 2, 4, 3, 6)
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What one target came to.
+    """The result of one target.
 
     Attributes:
-        name: what tells it from others of the same target, if there are any.
+        name: what distinguishes it from others of the same target, if there are any.
         folder: where the artifact is; None if there is none.
-        parity, throughput: None if the export did not get that far, or was asked not to.
-        not_run: why the artifact cannot run here; its parity is then the parity of the graph that it was made from.
+        parity, throughput: None if the export did not get that far, or they were not requested.
+        not_run: why the artifact cannot run here; its parity is then that of the graph that it was made from.
         error: why it failed. An artifact that is only too slow is kept.
     """
 
@@ -38,7 +38,7 @@ class Verdict:
 
     @property
     def label(self) -> str:
-        """What a table calls it."""
+        """Its name in tables."""
         return self.name or self.target
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What an export came to: a verdict for each target, in the order they were asked for."""
+    """The result of an export: a verdict for each target, in the order of the request."""
 
     network: str
     verdicts: tuple[Verdict, ...]

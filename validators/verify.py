@@ -1,4 +1,4 @@
-"""An artifact that exists -> its verdict on this machine: its hashes, then its golden input."""
+"""An existing artifact -> its verdict on this machine: its hashes, then its golden input."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from smp3d_export.validators.verdict import Report, Verdict
 
 UNKNOWN = "unknown"
 NAMED = 5
-"""Files beside an artifact that are named; of more, how many there are is said."""
+"""How many foreign files a remark names; it counts the rest."""
 
 
 def verify(
     folder: Path, reporter: Reporter | None = None, *, threads: int | None = None, device: str = "cpu"
 ) -> Report:
-    """Prove an artifact, or each of those in a folder, at any level, on this machine.
+    """Prove an artifact, or every artifact in a folder at any level, on this machine.
 
-    What is damaged, fails, differs from its golden output, or cannot run here, stands in its verdict.
+    If one is damaged, fails, differs from its golden output or cannot run on this machine, its verdict says so.
 
     Raises:
         UsageError: there is no artifact.
@@ -87,11 +87,11 @@ def examine(
 
 
 def prove(folder: Path, manifest: Manifest, name: str, reporter: Reporter, threads: int | None, device: str) -> Parity:
-    """Run one artifact on its golden input and compare its outputs with those that are stored.
+    """Run one artifact on its golden input, and compare its outputs with the golden ones.
 
     Raises:
-        UsageError: a file of it is not what the manifest says.
-        TargetUnavailableError: it cannot run here.
+        UsageError: one of its files is not what the manifest says.
+        TargetUnavailableError: it cannot run on this machine.
         RunError: its runtime failed.
     """
     image, golden = golden_case(folder)

@@ -1,4 +1,4 @@
-"""Loads and runs an artifact, without torch unless the artifact needs it."""
+"""Loads and runs artifacts, without torch unless an artifact needs it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def load(folder: str | Path, *, threads: int | None = None, device: str = "cpu")
 
     Args:
         folder: the artifact's folder.
-        threads: how many to use; if None, the backend chooses.
+        threads: CPU threads; if None, the backend chooses.
         device: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         UsageError: the folder holds no artifact, or its files are not what the manifest says.
-        TargetUnavailableError: this machine lacks something that is needed to run it.
+        TargetUnavailableError: this machine lacks something that the artifact needs.
     """
     folder = Path(folder)
     content = manifest.read(folder)

@@ -1,7 +1,7 @@
-"""Calibration: the volumes that int8 takes its ranges from, as patches of the optimum shape. Imports no torch.
+"""Calibration: the volumes that int8 is calibrated on, as patches of the optimum shape. Imports no torch.
 
-Artifacts in int8 are compared on patches of the same volumes at other places, and on real voxels alone: what mirroring
-adds is like nothing that a network was trained on, and its regions there mean nothing.
+int8 artifacts are compared on patches of the same volumes at other places, and only on real voxels: mirrored voxels are
+unlike anything that a network was trained on, and its regions there mean nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from smp3d_export.runtime.formats import SUFFIXES
 from smp3d_export.runtime.volumes import Normalisation, check_channels, read_volume, volume_shape
 
 PATCHES = 16
-# Of as many places, that with the most to see is compared on: in a corner of air there are no regions.
+# Of this many places, the one with the most contrast is compared on: a corner of air has no regions.
 PLACES = 8
 
 
@@ -41,7 +41,7 @@ class Calibration:
         """The volumes of the folder, in the order of their names.
 
         Raises:
-            UsageError: there is no such folder, or no volume in it.
+            UsageError: there is no such folder, or it holds no volume.
         """
         if not self.folder.is_dir():
             raise UsageError(
@@ -57,14 +57,14 @@ class Calibration:
         """The shapes (N, C, H, W, D) of the volumes, by their headers.
 
         Raises:
-            UsageError: there is no such folder, no volume in it, or a file that is no volume.
+            UsageError: there is no such folder, it holds no volume, or a file is not a volume.
         """
         return {path: volume_shape(path) for path in self.files()}
 
     def check(self, contract: ShapeContract) -> None:
-        """Read what will be needed once, so that a bad file is found before any work is done.
+        """Read everything that is needed once, so that a bad file is found before any work is done.
 
-        The headers of all files tell their channels. Those that patches are taken from are read whole.
+        The header of every file is read for its channels; files that patches come from are read whole.
 
         Raises:
             UsageError: a file cannot be read or normalised, or has other channels or voxels that are not finite.
@@ -109,7 +109,7 @@ class Calibration:
     def image(self, shape: Shape) -> Volume:
         """An image of any shape (N, C, H, W, D) to compare on: patches from other places than those of `patches`.
 
-        They are of volumes that fill the shape; if none does, of the one with the most voxels in it, mirrored.
+        They come from volumes that fill the shape; if none does, from the one with the most voxels in it, mirrored.
 
         Raises:
             UsageError: a file cannot be read, or has other channels.
@@ -129,7 +129,7 @@ class Calibration:
     def _patches(self, files: Sequence[Path], shape: Shape, count: int, seed: int) -> Iterator[Volume]:
         rng = np.random.default_rng(seed)
         _, channels, *sizes = shape
-        # File by file, so that each is read once however many patches are taken from it.
+        # File by file, so that each is read only once.
         shares = [len(range(number, count, len(files))) for number in range(len(files))]
         for path, share in zip(files, shares, strict=True):
             if not share:
@@ -144,7 +144,7 @@ class Calibration:
                 yield np.ascontiguousarray(image)
 
     def batches(self, contract: ShapeContract) -> Batches:
-        """The patches in batches of the optimum's N, for a graph whose batch may be frozen."""
+        """The patches in batches of the optimum's N, because the graph's batch size may be frozen."""
         return Batches(self, contract)
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,9 +160,9 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Batches:
-    """Patches as (N, C, H, W, D) of the contract's optimum; made anew each time, so they are not all in memory.
+    """Patches as (N, C, H, W, D) of the contract's optimum, made each time, so that they are not all in memory.
 
-    What is over when the last batch is full is left out; of fewer patches than one batch some are repeated.
+    An incomplete last batch is left out. If there are fewer patches than one batch, some are repeated.
     """
 
     calibration: Calibration

@@ -1,4 +1,4 @@
-"""The files that hold a volume, `.npy`, `.npz` and NIfTI: the array's shape and type by the header, and its values."""
+"""Files that hold a volume (`.npy`, `.npz`, NIfTI): the array's shape and type from the header, and its values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from smp3d_export.errors import UsageError
 NIFTI = (".nii", ".nii.gz")
 SUFFIXES = (".npy", ".npz", *NIFTI)
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What reading a damaged file raises."""
+"""Errors that reading a damaged file raises."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An array in a file: its shape and type by the file's header, and how to read its values."""
+    """An array in a file: its shape and type from the header, and how to read its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]

@@ -17,7 +17,7 @@ from smp3d_export.runtime.formats import UNREADABLE, is_nifti, stored, unreadabl
 
 @dataclass(frozen=True)
 class Normalisation:
-    """`(x - mean) / std`; of the volume's own mean and standard deviation where they are None (z-score)."""
+    """`(x - mean) / std`. If they are None, the volume's own mean and standard deviation are used (z-score)."""
 
     mean: float | None = None
     std: float | None = None
@@ -43,7 +43,7 @@ class Normalisation:
 
 
 def volume_shape(path: Path) -> Shape:
-    """The shape (N, C, H, W, D) that `read_volume` would give, by the file's header alone.
+    """The shape (N, C, H, W, D) that `read_volume` would give, from the file's header alone.
 
     Raises:
         UsageError: the file does not exist, has no header, or holds no volume of 3 to 5 axes.
@@ -52,7 +52,7 @@ def volume_shape(path: Path) -> Shape:
 
 
 def read_volume(path: Path, normalisation: Normalisation | None = None) -> Volume:
-    """A volume as float32 (N, C, H, W, D), normalised; axes that the file lacks, N or N and C, are 1.
+    """A volume as float32 (N, C, H, W, D), normalised. Axes that the file lacks (N, or N and C) have size 1.
 
     An array is stored as ([N,] [C,] H, W, D). A NIfTI file has its channels last, in its fourth axis (time) or its
     fifth (vectors), as nibabel gives them: (H, W, D, C) or (H, W, D, 1, C).
@@ -83,7 +83,7 @@ def check_channels(path: Path, shape: Sequence[int], channels: int) -> None:
     """Refuse a volume (N, C, H, W, D) whose channels are not the network's.
 
     Raises:
-        UsageError: it says so, and how to move the channels if they seem to be at the other end.
+        UsageError: the message says how to move the channels if they seem to be at the other end.
     """
     _, found, *sizes = shape
     if found == channels:

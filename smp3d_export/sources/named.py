@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class NamedNetwork:
     """An architecture and an encoder.
 
-    `arguments` are those of the architecture's constructor that the user gave; what is left out is inferred from the
-    checkpoint, or is the constructor's default. `weights_key` says which weights of the checkpoint to use, if it holds
-    several sets: where they are, as `state_dict_ema`.
+    `arguments` are the constructor arguments that the user gave. The others are inferred from the checkpoint, or have
+    the constructor's defaults. `weights_key` says which weights of a checkpoint to use if it holds several sets, by
+    their key, such as `state_dict_ema`.
     """
 
     architecture: str
@@ -44,7 +44,7 @@ class NamedNetwork:
 
 
 def build(source: NamedNetwork, shape: Sizes | None = None) -> Network:
-    """The network; its input channels are those of `shape` if neither its arguments nor a checkpoint say.
+    """The network. Its input channels come from `shape` if neither its arguments nor a checkpoint set them.
 
     Raises:
         UsageError: there is no such network, or its arguments do not go together.

@@ -1,4 +1,4 @@
-"""An eager network, ready to be exported and compared with: with its contract, its weights and what is known of it."""
+"""An eager network, ready to be exported and compared with, with its contract and its description."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from smp3d_export.sources.request import Program, Request
 
 NORMALISATIONS = (nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 SMALLEST_DEFAULT = 64
-"""Voxels along each volume axis of the optimum if nobody says."""
+"""The default size of each volume axis of the optimum, in voxels."""
 
 
 def complete(request: Request) -> Request:
@@ -38,7 +38,7 @@ def complete(request: Request) -> Request:
 
     Raises:
         UsageError: an option does not go with a target or a precision.
-        TargetUnavailableError: none of the targets can be exported to here.
+        TargetUnavailableError: none of the targets can be exported on this machine.
     """
     request = request.placed(torch.cuda.is_available())
     backends.check(request.targets, request.settings)
@@ -51,9 +51,9 @@ class Network:
     """An eager model in eval mode.
 
     Attributes:
-        arguments: those it was built with.
+        arguments: the arguments that it was built with.
         weights: where its weights come from.
-        notes: what a user should know of how it was built, such as what a checkpoint could not show.
+        notes: what a user should know about how it was built, such as what a checkpoint could not show.
         saved: the contract that is saved with it, if any.
     """
 
@@ -67,7 +67,7 @@ class Network:
     device: str = "cpu"
 
     def to(self, device: str) -> Network:
-        """The network on a device; on a GPU without TF32, which would round what artifacts are compared with.
+        """The network on a device. On a GPU, TF32 is turned off, because it would round the reference.
 
         Raises:
             TargetUnavailableError: there is no such device.
@@ -102,7 +102,7 @@ class Network:
 
     @property
     def label_threshold(self) -> float:
-        """Above which a voxel of a one-class mask is labelled: a probability of a half, or a logit of 0."""
+        """The value above which a voxel of a one-class mask is labelled: a probability of 0.5, or a logit of 0."""
         return 0.5 if self.arguments.get("activation") in ("sigmoid", "clamp") else 0.0
 
     def __call__(self, image: Volume) -> Outputs:
@@ -113,7 +113,7 @@ class Network:
         return {name: output.cpu().numpy() for name, output in named}
 
     def seconds(self, image: Volume, dtype: torch.dtype | None = None) -> float:
-        """Run eagerly and return the seconds it took, by CUDA events on a GPU; under autocast to `dtype` if given."""
+        """Run eagerly, under autocast to `dtype` if given, and return the seconds it took by CUDA events on a GPU."""
         placed = torch.from_numpy(image).to(self.device)
         kind = torch.device(self.device).type
         with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype is not None):
@@ -127,14 +127,14 @@ class Network:
         """What an artifact is timed against: eager in fp32, and in the artifact's precision if eager has it."""
         sides = {"eager": Eager(self)}
         dtype = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(precision)
-        # Half precision has no fast kernels on most CPUs: a round would take minutes.
+        # Most CPUs have no fast fp16 kernels: a round would take minutes.
         if dtype is not None and (dtype is torch.bfloat16 or self.device != "cpu"):
             sides[f"eager under {precision} autocast"] = Eager(self, dtype)
         return sides
 
     @cached_property
     def sha256(self) -> str:
-        """Of the names, types, shapes and values of the state dict, in its order."""
+        """The SHA-256 of the names, types, shapes and values of the state dict, in its order."""
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
@@ -166,7 +166,7 @@ class OpenedNetwork:
 
     @property
     def model(self) -> Model:
-        """What a manifest says of the network, with all its arguments, so that networks can be told apart."""
+        """The manifest's description of the network, with all its arguments, so that networks can be told apart."""
         network = self.network
         arguments = {**network.model.arguments, **network.arguments}
         arguments.pop("encoder_name", None)
@@ -204,7 +204,7 @@ class OpenedNetwork:
         return Program(manifest, variants.variants(captured, request, reporter), activation_bytes(captured))
 
     def describe(self, captured: Captured, request: Request) -> Manifest:
-        """What is known of the network before any target."""
+        """What is known about the network before any target."""
         return Manifest(
             model=self.model,
             contract=self.contract,
@@ -216,7 +216,7 @@ class OpenedNetwork:
 
 
 def plain(value: Any) -> Any:
-    """An argument as JSON has it; a callable by its name, and what else JSON has no form for by its text."""
+    """An argument as JSON: a callable by its name, and anything else that JSON cannot express by its text."""
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, Mapping):
@@ -227,10 +227,10 @@ def plain(value: Any) -> Any:
 
 
 def contract_for(network: Network, request: Request) -> ShapeContract:
-    """The contract that a request asks for. What it leaves out comes from the contract saved with the network, whose
-    range grows if the request goes beyond it.
+    """The contract of a request. What it leaves out comes from the contract saved with the network, whose range grows
+    if the request goes beyond it.
 
-    If there is none, it is the default contract around the smallest volume from 64 voxels an axis up.
+    Without a saved contract, it is the default contract around the smallest volume of at least 64 voxels per axis.
 
     Raises:
         ShapeError: the sizes are not the network's.
@@ -245,7 +245,7 @@ def contract_for(network: Network, request: Request) -> ShapeContract:
         lower = (*lower[:2], *(rounded_up(size, k) for size, k in zip(lower[2:], applied, strict=True)))
         upper = (*upper[:2], *(size // k * k for size, k in zip(upper[2:], applied, strict=True)))
     shape = request.shape or (saved.opt if saved else (1, network.in_channels, *volume))
-    if lower and upper and len(shape) == len(upper):  # a range that was saved grows for a shape that is asked for
+    if lower and upper and len(shape) == len(upper):  # a saved range grows to include a requested shape
         lower = tuple(map(min, lower, request.max or shape, shape))
         upper = tuple(map(max, upper, request.min or shape, shape))
     if len(shape) > 1 and shape[1] != network.in_channels:
@@ -264,9 +264,9 @@ def contract_for(network: Network, request: Request) -> ShapeContract:
 
 
 def randomise_normalisations(model: nn.Module) -> None:
-    """Random affine and running statistics, about what training leaves.
+    """Set random affine parameters and running statistics, of about the size that training leaves.
 
-    With the initial ones the outputs of an untrained network are near zero, and a wrong artifact would pass as equal.
+    With the initial ones, the outputs of an untrained network are near zero, and a wrong artifact would pass.
     """
     for module in model.modules():
         if isinstance(module, NORMALISATIONS) and module.weight is not None:

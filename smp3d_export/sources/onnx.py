@@ -1,6 +1,6 @@
-"""An ONNX file that an export wrote, to make further artifacts from, without torch.
+"""An ONNX file that an export wrote, as the source of more artifacts, without torch.
 
-The file in ONNX Runtime is what the artifacts are compared with and timed against: it was proved equal to the network
+The artifacts are compared with the file in ONNX Runtime, and timed against it. The file was proved equal to the network
 when it was exported.
 """
 
@@ -41,7 +41,7 @@ class OnnxSource:
 
     @property
     def title(self) -> str:
-        """After the network; the network's own name is often the folder that the file is in."""
+        """Named after the network. The network's plain name is often the folder that the file is in."""
         return f"{self._file.manifest.name.replace('/', '-')}-from-onnx"
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a user asks for, and what every source of a network gives. Imports no torch."""
+"""What a user requests, and what every source of a network provides. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Optimise = Literal["on", "off", "cpu", "auto"]
 
 
 def optimise_named(text: str) -> Optimise:
-    """What `--optimise` takes.
+    """A value of `--optimise`.
 
     Raises:
         UsageError: it is something else.
@@ -36,23 +36,23 @@ def optimise_named(text: str) -> Optimise:
 
 
 class Source(Protocol):
-    """What a user names. It is opened once its request has been checked."""
+    """What a user wants to export. It is opened after its request has been checked."""
 
     @property
     def seed(self) -> int:
-        """Of random weights and inputs."""
+        """The seed for random weights and inputs."""
         ...
 
     @property
     def title(self) -> str:
-        """The name of the folder that artifacts go to by default."""
+        """The default name of the artifact's folder."""
         ...
 
     def complete(self, request: Request) -> Request:
-        """The request with what it leaves to the source: precision and device.
+        """The request with the settings that it leaves to the source: precision and device.
 
         Raises:
-            UsageError: it asks for something that this kind of source does not have.
+            UsageError: it requests something that this kind of source does not have.
         """
         ...
 
@@ -66,13 +66,13 @@ class Source(Protocol):
 
 
 class Timed(Protocol):
-    """A network or an artifact: it runs, and may time itself."""
+    """A network or an artifact that runs, and may time itself."""
 
     def seconds(self, image: Volume) -> float | None: ...
 
 
 class Opened(Protocol):
-    """A network that is ready to be exported, and to be compared with."""
+    """A network that is ready to be exported and compared with."""
 
     @property
     def name(self) -> str: ...
@@ -85,11 +85,11 @@ class Opened(Protocol):
 
     @property
     def label_threshold(self) -> float:
-        """Above which a voxel of a one-class mask is labelled."""
+        """The value above which a voxel of a one-class mask is labelled."""
         ...
 
     def introduction(self) -> Iterator[str]:
-        """Which network this is, with which weights: a line or more for the user."""
+        """Lines for the user: which network this is, and with which weights."""
         ...
 
     def __call__(self, image: Volume) -> Outputs:
@@ -97,7 +97,7 @@ class Opened(Protocol):
         ...
 
     def baselines(self, precision: Precision) -> Mapping[str, Timed]:
-        """What an artifact is timed against, by name; it is judged by the first."""
+        """What an artifact is timed against, by name. It is judged by the first."""
         ...
 
     def program(self, request: Request, reporter: Reporter) -> Program:
@@ -111,12 +111,12 @@ class Opened(Protocol):
 
 @dataclass(frozen=True)
 class Program:
-    """What artifacts are made from, and what their manifests say of it.
+    """What artifacts are made from, and what their manifests say about it.
 
     Attributes:
-        manifest: of the network, before any target.
-        variants: programs by name that compute the same, of which each target keeps the fastest.
-        activations: bytes that activations take at the optimum shape.
+        manifest: the network's, before any target.
+        variants: programs by name that compute the same. Each target keeps the fastest.
+        activations: the bytes of activations at the optimum shape.
     """
 
     manifest: Manifest
@@ -124,7 +124,7 @@ class Program:
     activations: int
 
     def observing(self, samples: Iterable[Volume]) -> Program:
-        """The program with the user's volumes, which decide with others what half precision can hold."""
+        """The program with the user's volumes, which help decide what has to stay in fp32 in half precision."""
         images = tuple(samples)
         return replace(self, variants={name: replace(one, samples=images) for name, one in self.variants.items()})
 
@@ -135,22 +135,22 @@ class Request:
 
     Attributes:
         source: the network.
-        shape, min, max: (N, C, H, W, D); by default those saved with the network, and otherwise as
-            `ShapeContract.of` has them.
-        multiple: what (H, W, D) are multiples of; by default what the network needs.
+        shape, min, max: (N, C, H, W, D); by default those saved with the network, otherwise those of
+            `ShapeContract.of`.
+        multiple: H, W and D are multiples of these; by default of what the network needs.
         static: freeze every axis at `shape`.
         targets: what to export to.
         samples, normalisation: the user's volumes to compare on, and how they are normalised.
-        precision: by default that of an ONNX file, and otherwise fp32.
-        device: `cpu`, `cuda`, `cuda:N`, or `auto`, which the source decides.
+        precision: by default an ONNX file's own, otherwise fp32.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`, which leaves it to the source.
         threads: CPU threads; by default all cores.
-        opset: the ONNX operator set; by default that of an ONNX file, and otherwise 20.
-        optimise: which of the program's variants artifacts are made from, by default `on`; `auto`: the fastest here,
+        opset: the ONNX operator set; by default an ONNX file's own, otherwise 20.
+        optimise: the variant that artifacts are made from, by default `on`; with `auto`, the fastest on this machine
             for each target.
         force: replace the artifact of another network.
         output: the artifact's folder; by default one in the working directory named after the network.
         bench: whether to measure speed.
-        min_speedup: the least ratio of eager time to the artifact's.
+        min_speedup: the smallest acceptable ratio of eager time to the artifact's.
     """
 
     source: Source
@@ -177,7 +177,7 @@ class Request:
 
     @property
     def settings(self) -> Settings:
-        """What every target is asked for."""
+        """The settings for every target."""
         return Settings(
             precision=self.precision or Precision.FP32,
             opset=self.opset or OPSET,
@@ -188,7 +188,7 @@ class Request:
         )
 
     def check_volumes(self) -> None:
-        """Refuse, by their headers, files that hold no volume, and channels that are not those of `shape`.
+        """Refuse files that hold no volume, or whose channels differ from `shape`'s, by their headers.
 
         Raises:
             UsageError: it names the first such file.
@@ -206,7 +206,7 @@ class Request:
         return len(self.targets) > 1
 
     def placed(self, cuda: bool) -> Request:
-        """The request with a device: the GPU if there is one and every target runs on nothing else, or the CPU."""
+        """The request with a device: the GPU if there is one and every target runs only there, otherwise the CPU."""
         if self.device != AUTO:
             return self
         on_gpu = cuda and all(backends.find(name).gpu for name in self.targets)

@@ -23,7 +23,7 @@ class SavedModel:
 
     @property
     def title(self) -> str:
-        """Not the name of the folder alone: in its parent, that is taken."""
+        """Not just the folder's name, which is taken in its parent folder."""
         return f"{Path(self.source).resolve().name}-export"
 
     def complete(self, request: Request) -> Request:
@@ -60,7 +60,7 @@ class SavedModel:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelInMemory:
-    """A model of this package in memory, exported as it is: its weights are taken, its mode is left alone."""
+    """A model of this package in memory. It is exported with its weights; its training mode is left as it is."""
 
     model: SegmentationModel
     name: str | None = None

@@ -1,7 +1,7 @@
-"""Captured program -> the variants of it that artifacts are made from, by name: all compute the same.
+"""Captured program -> its variants by name, which artifacts are made from. All compute the same.
 
-`off` is the program as it was captured, `on` has the rewrites that are slower nowhere, and `cpu` also those that pay on
-CPUs only. `auto` makes all that suit, and each target keeps the fastest.
+`off` is the captured program, `on` has the rewrites that are not slower anywhere, and `cpu` also those that are faster
+on CPUs only. `auto` makes every suitable variant, and each target keeps the fastest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smp3d_export.program.capture import Captured
 
 OFF, ON, CPU, AUTO = "off", "on", "cpu", "auto"
-# The CPU variant is not for int8: with a packed head, what NNCF made for OpenVINO found nothing.
+# The CPU variant does not suit int8: with a packed head, NNCF's quantised network for OpenVINO found nothing.
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
 
 
@@ -47,7 +47,7 @@ def suits_cpu(request: Request) -> bool:
 
 
 def variants(captured: Captured, request: Request, reporter: Reporter) -> dict[str, Variant]:
-    """The variants that were asked for; the first of several is kept if none can be timed."""
+    """The requested variants. The first of several is kept if none can be timed."""
     return {name: Variant(name, program) for name, program in programs(captured, request, reporter).items()}
 
 
@@ -73,7 +73,7 @@ def programs(captured: Captured, request: Request, reporter: Reporter) -> dict[s
 
 
 def suits(variant: str, target: str) -> bool:
-    """Whether a target can be made from it: an engine runs on a GPU, and its builder does such rewrites itself."""
+    """Whether a target can be made from a variant. The CPU variant does not suit engines, which run on a GPU."""
     return variant != CPU or not backends.find(target).gpu
 
 

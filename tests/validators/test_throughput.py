@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smp3d_export.validators import throughput
-from smp3d_export.validators.throughput import LEAST_ROUNDS, MOST_ROUNDS, Ratio, alternate, ratio
+from smp3d_export.validators.throughput import MAX_ROUNDS, MIN_ROUNDS, Ratio, alternate, ratio
 
 
 class Clock:
@@ -58,11 +58,11 @@ def test_the_ratio_is_of_medians() -> None:
     result, _ = run(0.2, 0.1)
     assert abs(result.speedup - 2) < 1e-9
     assert abs(result.artifact.voxels_per_second - 2 * 64 / 0.1) < 1e-6
-    assert (result.rounds, result.shape) == (MOST_ROUNDS, (2, 1, 4, 4, 4))
+    assert (result.rounds, result.shape) == (MAX_ROUNDS, (2, 1, 4, 4, 4))
 
 
 def test_slow_networks_get_the_least_rounds() -> None:
-    assert run(60, 30)[0].rounds == LEAST_ROUNDS
+    assert run(60, 30)[0].rounds == MIN_ROUNDS
 
 
 def test_the_interval_holds_the_ratio_and_widens_with_noise() -> None:
