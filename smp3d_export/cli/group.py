@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import typer
@@ -113,6 +114,8 @@ def check_word(word: str, jobs: Mapping[str, Any]) -> None:
     names = [name for name, job in jobs.items() if not job.hidden]
     if word in names:
         raise UsageError(f"{word} is a job; it comes first: {PROGRAM} {word}")
+    if Path(word).exists():
+        raise UsageError(f"{word!r} is a file or a folder: use {PROGRAM} from {word}")
     near_jobs, near = nearest(word, names, 0.6), nearest(word, ARCHITECTURES, 0.6)
     hints = [f"Nearest job: {', '.join(near_jobs)}."] if near_jobs else []
     if near:

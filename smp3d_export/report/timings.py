@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from smp3d_export.report.console import milliseconds, speedup
@@ -48,9 +49,9 @@ def memory(row: Row) -> str:
 def cells(row: Row) -> tuple[str, ...]:
     timing = row.timing
     times = [milliseconds(seconds) for seconds in (timing.p50, timing.p90, timing.p99, timing.first)]
-    gflops = "–" if row.gflops is None else f"{row.gflops:.0f}"
+    gflops = "–" if row.gflops is None else f"{row.gflops:.3g}"
     against = "–"
     if row.ratio is not None:
         text, colour = speedup(row.ratio)
         against = f"[{colour}]{text}[/]"
-    return (row.name, *times, f"{timing.voxels_per_second / 1e6:.3g}", gflops, against)
+    return (escape(row.name), *times, f"{timing.voxels_per_second / 1e6:.3g}", gflops, against)

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from smp3d_export.errors import ParityError
 from smp3d_export.progress import Reporter
-from smp3d_export.report import console
+from smp3d_export.report import console, timings
+from smp3d_export.validators.bench import Bench, Row
 from smp3d_export.validators.parity import Case, Parity, Reference, compare
 from smp3d_export.validators.throughput import Ratio, Throughput, Timing
 from smp3d_export.validators.tolerances import tolerance
@@ -145,3 +146,18 @@ def test_a_stage_is_a_line_of_80_columns_whose_detail_wraps_in_its_column() -> N
     assert more
     assert all(line.startswith(" " * 16) for line in more)
     assert {len(line) for line in (first, second)} == {77}
+
+
+def test_timings_fit_into_80_columns() -> None:
+    names = ("eager", "best eager", "onnx", "openvino", "torchscript")
+    rows = [
+        Row(name, shape, TIMING, 5, 123.4, 0.5, None if name == "eager" else RATIO, 10**9)
+        for shape in ((1, 1, 8, 8, 8), (1, 1, 256, 256, 128))
+        for name in names
+    ]
+    precisions: dict[str, str] = dict.fromkeys(names[2:], "fp32")
+    file = io.StringIO()
+    timings.show(Bench("eager", 2, precisions, 130.0, tuple(rows)), Console(file=file, width=80))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len([line for line in lines if "1.92×" in line]) == 2 * (len(names) - 1), "no row wraps"

@@ -117,6 +117,7 @@ def test_help_has_plain_words_for_values(cli) -> None:
         (["train", "net", "--device", "cpu"], "All architectures: smp3d-export list architectures"),
         (["--no-bench", "verfy", "resnet18"], "Nearest job: verify."),
         (["--no-bench", "verify", "net"], "verify is a job; it comes first: smp3d-export verify"),
+        (["."], "'.' is a file or a folder: use smp3d-export from ."),
         (["unet"], "ENCODER is missing: smp3d-export ARCH ENCODER"),
         (["verify"], "DIR is missing: smp3d-export verify DIR"),
         (["unet", "resnet18", "resnet34"], "unexpected"),
