@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from smp3d_export import probe
 from smp3d_export.contract import ShapeContract
-from smp3d_export.errors import TargetUnavailableError
+from smp3d_export.errors import TargetUnavailableError, UsageError
 from smp3d_export.program.graph import arguments_of, aten
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType({"fp16": torch.float16, "bf16": torch.bfloat16})
@@ -150,10 +150,15 @@ def check(rows: Iterable[Mapping[str, Any]], precision: str) -> None:
 
     Raises:
         TargetUnavailableError: a convolution is wrong here.
+        UsageError: a row is not one that `facts` wrote.
     """
     for row in rows:
-        case = Convolution(**{key: frozen(value) for key, value in row.items()})
-        if is_wrong_here(case, DTYPES[precision]):
+        try:
+            case = Convolution(**{key: frozen(value) for key, value in row.items()})
+            fails = is_wrong_here(case, DTYPES[precision])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(f"the manifest is damaged: 'probe' has {row!r}. Export the artifact again") from error
+        if fails:
             raise TargetUnavailableError(
                 f"{probe.reason(precision, LIBRARY, case.image)}, and this artifact was made on another: export it on "
                 "this machine, or in fp32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from smp3d_export.backends.openvino.probe import outputs_of
 from smp3d_export.backends.variant import Variant
 from smp3d_export.cli.main import app
 from smp3d_export.contract import ShapeContract
-from smp3d_export.errors import TargetUnavailableError
+from smp3d_export.errors import TargetUnavailableError, UsageError
 from smp3d_export.precision import Precision
 from smp3d_export.program import probe as torch_probe
 from smp3d_export.program.capture import Captured, capture
@@ -203,6 +204,23 @@ def test_an_artifact_says_what_to_probe_on_another_processor(cli, fault: Callabl
     runtime.load(folder)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"operator": "aten.mul.Tensor"},
+        {"image": [1, 8, 4, 4]},
+        {"weight": "large"},
+        {"settings": [[2, 2, 2], [1, 1, 1], "twice"]},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_list_of_what_to_probe_is_said(change: dict[str, Any]) -> None:
+    row = json.loads(json.dumps(asdict(CONV)))
+    torch_probe.check([row], "fp16" if torch_probe.is_wrong_here(CONV, torch.bfloat16) else "bf16")
+    with pytest.raises(UsageError, match=r"the manifest is damaged: 'probe' has .* Export the artifact again"):
+        torch_probe.check([row | change], "bf16")
+
+
 def test_one_in_fp32_is_not_probed(cli, fault: Callable[[Fault], None]) -> None:
     fault(lambda case, dtype: True)
     assert cli(*SMALL, "--to", "torchscript", "--no-bench", "-o", "net").exit_code == 0
@@ -213,8 +231,14 @@ Arrays = openvino_probe.Arrays
 
 
 def exact(model: openvino.Model, arithmetic: str, inputs: Sequence[Arrays]) -> list[Arrays]:
-    """A processor that computes everything in f32."""
-    return outputs_of(model, "f32", inputs)
+    """A processor that computes everything in f32, also what is quantised, which OpenVINO never does of itself."""
+    plain = model.clone()
+    for operation in filter(openvino_probe.is_convolution, plain.get_ops()):
+        for place in operation.inputs():
+            source = place.get_source_output().get_node()
+            if source.get_type_name() == "FakeQuantize":
+                place.replace_source_output(source.input_value(0))
+    return outputs_of(plain, "f32", inputs)
 
 
 def faulty(model: openvino.Model, arithmetic: str, inputs: Sequence[Arrays]) -> list[Arrays]:
@@ -236,9 +260,7 @@ def model() -> openvino.Model:
     )
 
 
-# Not int8: OpenVINO computes a quantised convolution in int8 whatever it is told, so that this processor's own faults,
-# on one with AMX, would be among those that are made up here.
-@pytest.mark.parametrize("arithmetic", ["bf16", "f16"])
+@pytest.mark.parametrize("arithmetic", ["bf16", "f16", "i8"])
 def test_openvino_is_probed_by_its_own_convolutions(model: openvino.Model, arithmetic: str) -> None:
     contract = small().contract
     before = [operation.get_friendly_name() for operation in model.get_ops()]
@@ -255,6 +277,7 @@ CAN = openvino_runner.capabilities()
 PRECISIONS = [
     pytest.param("bf16", marks=pytest.mark.skipif("BF16" not in CAN, reason="the processor has no bfloat16")),
     pytest.param("fp16", marks=pytest.mark.skipif("FP16" not in CAN, reason="the processor has no half precision")),
+    "int8",
 ]
 
 
@@ -268,7 +291,11 @@ def test_openvino_keeps_in_f32_what_is_wrong_at_export_and_on_another_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     arguments = [*SMALL, "--classes", "2", "--to", "openvino", "--precision", precision, "--no-bench"]
-    low = {"bf16": "bf16", "fp16": "f16"}[precision]
+    if precision == "int8":
+        (tmp_path / "scans").mkdir()
+        np.save(tmp_path / "scans/scan.npy", volume((1, 1, 48, 40, 32), 7)[0, 0])
+        arguments += ["--calibration", str(tmp_path / "scans")]
+    low = {"bf16": "bf16", "fp16": "f16", "int8": "i8"}[precision]
 
     def processor(compute: openvino_probe.Compute) -> None:
         monkeypatch.setattr(openvino_probe, "outputs_of", compute)
