@@ -1,5 +1,6 @@
 """Every error that reaches a user, in one tree. Each class has the exit code of the command line."""
 
+import re
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -55,11 +56,15 @@ class TooSlowError(Smp3dExportError):
     exit_code = 6
 
 
+# OpenVINO's messages start with lines that name its own sources.
+OPENVINO_PLACE = re.compile(r"Exception from \S+:\d+:\s*$")
+
+
 def summary(error: BaseException) -> str:
     """An exception in one line: ours as it is, a library's with its type."""
     if isinstance(error, Smp3dExportError):
         return str(error)
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in str(error).splitlines() if line.strip() and not OPENVINO_PLACE.match(line)]
     return f"{type(error).__name__}: {lines[0].strip()[:300]}" if lines else type(error).__name__
 
 

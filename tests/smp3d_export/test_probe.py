@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import openvino
 import pytest
 import torch
 from kernels import arithmetic_of
+from openvino import opset13
 from small import SMALL
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -281,11 +283,21 @@ PRECISIONS = [
 ]
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="on a processor with AMX, OpenVINO 2026.4 fails to run a bf16 model with these five convolutions in f32, "
-    "which are not the ones that are wrong there; it is reported as a failed export",
-)
+def test_what_openvino_merges_into_a_convolution_is_kept_in_f32_with_it(tmp_path: Path) -> None:
+    image = opset13.parameter([1, 4, 8, 8, 8], np.float32)
+    first, second = (
+        opset13.convolution(image, np.ones((4, 4, 3, 3, 3), np.float32), [1] * 3, [1] * 3, [1] * 3, [1] * 3, name=name)
+        for name in ("first", "second")
+    )
+    total = opset13.add(opset13.add(first, np.float32(1), name="bias"), second, name="sum")
+    positive = opset13.relu(total, name="positive")
+    outputs = [opset13.result(node) for node in (positive, opset13.relu(positive, name="again"))]
+    openvino_probe.save_in_f32(openvino.Model(outputs, [image]), {"first"}, tmp_path / "model.xml")  # pyright: ignore[reportGeneralTypeIssues]
+    layers = ElementTree.parse(tmp_path / "model.xml").iterfind("./layers/layer[rt_info]")
+    marked = {layer.get("name") for layer in layers if layer.find("rt_info/attribute[@name='precise']") is not None}
+    assert marked == {"first", "bias", "sum", "positive"}, "what is behind a map that two read stays as it is"
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_openvino_keeps_in_f32_what_is_wrong_at_export_and_on_another_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str

@@ -2,6 +2,10 @@
 
 It is right in f32. OpenVINO has a mark in the file that keeps an operation in it: `precise`, which 2025.0 to 2026.4
 read. In int8 the mark does nothing, but a convolution whose weights are stored in f32 is computed in it.
+
+OpenVINO merges a convolution with the elementwise operations behind it, a residual sum among them, and the result has
+the type of the last one. If only the convolution has the mark, 2026.4 cannot run the merged one on processors with AMX,
+and with a single thread it returns an empty map without an error. So the operations behind it are marked too.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from smp3d_export import probe
 from smp3d_export.contract import INPUT, ShapeContract
 
 TYPES = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData")
+MERGED = ("Add", "Clamp", "Elu", "HSwish", "HSigmoid", "Mish", "Multiply", "PRelu", "Relu", "Sigmoid", "Swish")
 PRECISIONS = {"bf16": "bf16", "f16": "fp16", "i8": "int8"}
 HINT = "INFERENCE_PRECISION_HINT"
 LIBRARY = "oneDNN in OpenVINO"
@@ -164,16 +169,31 @@ def save_in_f32(model: openvino.Model, names: Collection[str], path: Path, *, co
             lowered = opset13.convert(operation.output(0), kind.to_string())
             for reader in readers:
                 reader.replace_source_output(lowered.output(0))
+    marked = [
+        name for operation in model.get_ops() if operation.get_friendly_name() in names for name in chain(operation)
+    ]
     openvino.save_model(model, path, compress_to_fp16=compress)
-    if names:
-        mark_precise(path, names)
+    if marked:
+        mark_precise(path, marked)
+
+
+def chain(operation: openvino.Node) -> list[str]:
+    """The names of an operation and of those that OpenVINO may merge into it."""
+    names = [operation.get_friendly_name()]
+    while True:
+        readers = [place.get_node() for place in operation.output(0).get_target_inputs()]
+        readers = [reader for reader in readers if reader.get_type_name() != "ShapeOf"]
+        if len(readers) != 1 or readers[0].get_type_name() not in MERGED:
+            return names
+        [operation] = readers
+        names.append(operation.get_friendly_name())
 
 
 def mark_precise(path: Path, names: Collection[str]) -> None:
     """Put OpenVINO's mark on some operations of a `.xml`."""
     tree = ElementTree.parse(path)
     for layer in tree.iterfind("./layers/layer"):
-        if layer.get("name") in names:
+        if layer.get("name") in names and layer.find("rt_info/attribute[@name='precise']") is None:
             info = layer.find("rt_info")
             if info is None:
                 info = ElementTree.Element("rt_info")

@@ -20,7 +20,7 @@ from smp3d_export.backends import runner
 from smp3d_export.backends.openvino.probe import dequantise, is_quantised, save_in_f32, wrong
 from smp3d_export.backends.runner import Artifact
 from smp3d_export.contract import ShapeContract
-from smp3d_export.errors import TargetUnavailableError, UsageError
+from smp3d_export.errors import RunError, TargetUnavailableError, UsageError
 from smp3d_export.probe import made_elsewhere
 
 HINT = "INFERENCE_PRECISION_HINT"
@@ -90,7 +90,11 @@ class Runner(runner.Runner):
 
     def _run(self, image: Volume) -> Outputs:
         self.request.infer([image], share_inputs=True)
-        return {name: np.array(self.request.get_output_tensor(number).data) for name, number in self.outputs.items()}
+        outputs = {name: np.array(self.request.get_output_tensor(number).data) for name, number in self.outputs.items()}
+        for name, output in outputs.items():
+            if not output.size:  # OpenVINO 2026.4 loses the error if a single thread infers the shapes
+                raise RunError(f"OpenVINO returned an empty {name!r} without an error; with two threads it says more")
+        return outputs
 
 
 def right_here(
