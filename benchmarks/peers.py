@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from smp3d_export import hardware, runtime
+from smp3d_export import hardware
 from smp3d_export.arrays import volume
 from smp3d_export.errors import ParityError
 from smp3d_export.pipeline import run as export
@@ -36,8 +36,8 @@ from smp3d_export.runtime.calibration import Calibration
 from smp3d_export.sources import variants
 from smp3d_export.sources.named import NamedNetwork
 from smp3d_export.sources.request import Request
-from smp3d_export.validators.bench import MATRIX_SIZE, matrix_product
-from smp3d_export.validators.throughput import ratio, rounds
+from smp3d_export.validators.bench import bench
+from smp3d_export.validators.throughput import Ratio
 from smp3d_export.validators.verdict import Report
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ NINE = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "DeepLabV3", "DeepLab
 MULTIPLE = {"DeepLabV3": (128, 8, 8), "DeepLabV3Plus": (128, 16, 16), "PAN": (128, 128, 128), "PSPNet": (32, 8, 8)}
 EAGER = "published package, eager"
 
-Run = Callable[[], object]
+Run = Callable[[Any], object]
 
 
 @dataclass(frozen=True)
@@ -96,24 +96,20 @@ class Job:
         return path
 
 
-def eager(job: Job) -> Run:
-    image = torch.from_numpy(job.image)
-
-    def side() -> None:
+def in_torch(model: Callable[[torch.Tensor], object]) -> Run:
+    def run(image: np.ndarray) -> None:
         with torch.inference_mode():
-            job.model(image)
+            model(torch.from_numpy(image))
 
-    return side
+    return run
+
+
+def eager(job: Job) -> Run:
+    return in_torch(job.model)
 
 
 def compiled(job: Job) -> Run:
-    image, model = torch.from_numpy(job.image), torch.compile(job.model)
-
-    def side() -> None:
-        with torch.inference_mode():
-            model(image)
-
-    return side
+    return in_torch(torch.compile(job.model))
 
 
 def peer_onnx(job: Job) -> Run:
@@ -123,7 +119,7 @@ def peer_onnx(job: Job) -> Run:
     options.intra_op_num_threads = job.threads
     session = onnxruntime.InferenceSession(job.onnx(), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda: session.run(None, {name: job.image})
+    return lambda image: session.run(None, {name: image})
 
 
 def peer_openvino(job: Job, *, quantised: bool = False, hint: str | None = None) -> Run:
@@ -140,7 +136,7 @@ def peer_openvino(job: Job, *, quantised: bool = False, hint: str | None = None)
     if hint:
         settings["INFERENCE_PRECISION_HINT"] = hint
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-    return lambda: request.infer([job.image], share_inputs=True)
+    return lambda image: request.infer([image], share_inputs=True)
 
 
 def channels_last(job: Job) -> Run:
@@ -154,24 +150,17 @@ def channels_last(job: Job) -> Run:
     source = network_of(job)
     request = Request(source=source, shape=job.shape)
     network = build(source, job.shape)
-    module = channels_last(optimise(capture(network.model, contract_for(network, request))).captured)
-    image = torch.from_numpy(job.image)
-
-    def side() -> None:
-        with torch.inference_mode():
-            module(image)
-
-    return side
+    return in_torch(channels_last(optimise(capture(network.model, contract_for(network, request))).captured))
 
 
 def network_of(job: Job) -> NamedNetwork:
     return NamedNetwork(architecture=job.architecture, encoder=job.encoder, checkpoint=job.checkpoint)
 
 
-def ours(target: str, precision: Precision) -> Callable[[Job], Run]:
-    """An artifact of this tool, proved as it always is."""
+def ours(target: str, precision: Precision) -> Callable[[Job], Path]:
+    """The folder of an artifact of this tool, proved as it always is."""
 
-    def make(job: Job) -> Run:
+    def make(job: Job) -> Path:
         if precision not in job.made:
             job.made[precision] = exported(job, precision)
         verdict = next(verdict for verdict in job.made[precision].verdicts if verdict.target == target)
@@ -180,8 +169,7 @@ def ours(target: str, precision: Precision) -> Callable[[Job], Run]:
         if verdict.error is not None and not missed:
             raise verdict.error
         assert verdict.folder is not None
-        runner = runtime.load(verdict.folder, threads=job.threads)
-        return lambda: runner(job.image)
+        return verdict.folder
 
     return make
 
@@ -210,7 +198,7 @@ def exported(job: Job, precision: Precision) -> Report:
     return export(request)
 
 
-WAYS: dict[str, tuple[str, Callable[[Job], Run]]] = {
+WAYS: dict[str, tuple[str, Callable[[Job], Run | Path]]] = {
     "torch.compile of it": ("peers", compiled),
     "torch.onnx.export of it, ONNX Runtime": ("peers", peer_onnx),
     "OpenVINO's convert_model of that, fp32": ("peers", lambda job: peer_openvino(job, hint="f32")),
@@ -237,33 +225,45 @@ def measure(architecture: str, encoder: str, shape: tuple[int, ...], ways: Itera
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         job = Job(architecture, encoder, shape, args.threads, model, Path(folder), volume(shape, 0), tuple(ways))
         torch.save(model.state_dict(), job.checkpoint)
-        sides: dict[str, Run] = {EAGER: eager(job)}
+        extra: dict[str, Run] = {EAGER: eager(job)}
+        folders: dict[str, Path] = {}
         failed: dict[str, str] = {}
         for way in ways:
             print(f"  making {way}", file=sys.stderr, flush=True)
             try:
-                sides[way] = WAYS[way][1](job)
-                sides[way]()
+                made = WAYS[way][1](job)
+                if isinstance(made, Path):
+                    folders[way] = made
+                else:
+                    made(job.image)
+                    extra[way] = made
             except Exception as error:  # noqa: BLE001  a peer fails in whatever way it does, and that is the finding
-                sides.pop(way, None)
                 failed[way] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-        matrix = matrix_product(args.threads)
-        times = rounds([*map(silent, sides.values()), matrix], at_least=args.rounds, at_most=args.rounds)
+        found = bench(
+            folders,
+            EAGER,
+            [shape],
+            threads=args.threads,
+            seconds=args.seconds,
+            extra={name: silent(run) for name, run in extra.items()},
+        )
         row: dict[str, Any] = {
             "network": f"{architecture.lower()}/{encoder}",
             "shape": shape,
-            "rounds": args.rounds,
+            "rounds": found.rows[0].rounds,
             "multiple": MULTIPLE.get(architecture, (32, 32, 32)),
             "gflop": work_of(job),
-            "matrix_gflops": 2 * MATRIX_SIZE**3 / 1e9 / float(np.median(times[-1].seconds)),
+            "matrix_gflops": found.matrix_gflops,
             "ways": {},
             "failed": failed,
         }
-        reference = times[0].seconds
-        for way, mine in zip(sides, times, strict=False):
-            compared = ratio(reference, mine.seconds)
-            median = float(np.median(mine.seconds))
-            row["ways"][way] = {"seconds": median, "speedup": compared.speedup, "interval": compared.interval}
+        for side in found.rows:
+            speed = side.ratio or Ratio(1.0, (1.0, 1.0))
+            row["ways"][side.name] = {
+                "seconds": side.timing.p50,
+                "speedup": speed.speedup,
+                "interval": speed.interval,
+            }
     return row | {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{hardware.processor()}, {args.threads} threads of {hardware.cores()} cores",
@@ -281,9 +281,9 @@ def work_of(job: Job) -> float | None:
     return None
 
 
-def silent(side: Run) -> Callable[[], None]:
-    def timed() -> None:
-        side()
+def silent(run: Run) -> Callable[[Any], None]:
+    def timed(image: np.ndarray) -> None:
+        run(image)
 
     return timed
 
@@ -300,8 +300,8 @@ def main() -> None:
     parser.add_argument("--networks", default="Unet", help="architectures by commas, or nine")
     parser.add_argument("--encoder", default="resnet34")
     parser.add_argument("--shape", default="1,1,128,128,64")
-    parser.add_argument("--ways", default="all", help="all, ours, peers, or names by commas")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--ways", default="all", help="all, ours, or names by commas; at least one of ours")
+    parser.add_argument("--seconds", type=float, default=300.0, help="for the rounds of a network; at least five")
     parser.add_argument("--threads", type=int, default=hardware.cores())
     parser.add_argument("--page", action="store_true", help="write the page of the results, measure nothing")
     args = parser.parse_args()
@@ -310,7 +310,11 @@ def main() -> None:
         PAGE.write_text(before + START + "\n" + tables(read()) + END + rest.partition(END)[2], "utf-8")
         plot(read())
         return
-    chosen = [way for way, (kind, _) in WAYS.items() if args.ways in ("all", kind) or way in args.ways.split(",")]
+    chosen = [
+        way
+        for way, (kind, _) in WAYS.items()
+        if args.ways == "all" or (args.ways == kind == "ours") or way in args.ways.split(",")
+    ]
     for architecture in NINE if args.networks == "nine" else args.networks.split(","):
         print(architecture, file=sys.stderr, flush=True)
         shape = tuple(int(size) for size in args.shape.split(","))

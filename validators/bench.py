@@ -31,11 +31,20 @@ MATRIX = "matrix product"
 MATRIX_SIZE = 2048
 
 
+# Runs a volume (N, C, H, W, D), and returns its own measure of the seconds that it took, or None.
+Run = Callable[[Any], float | None]
+
+
 @dataclass(frozen=True)
 class Row:
-    """One side at one shape. `gflops` is the work of the network as it was captured, by the time taken: for an artifact
-    that does less to the same effect, it may pass that of a matrix product. `ratio` is against the baseline, whose own
-    is None. `peak_memory` and `device_peak` are bytes, by `memory.peak_memory`; None where they were not asked for.
+    """One side at one shape.
+
+    Attributes:
+        gflops: the work of the captured network over the time taken, in GFLOP/s. An artifact that reaches the same
+            result with less work may exceed a matrix product.
+        of_matrix_product: the same as a fraction of the matrix product's.
+        ratio: against the baseline, whose own is None.
+        peak_memory, device_peak: bytes, by `memory.peak_memory`; None if they were not asked for.
     """
 
     name: str
@@ -68,7 +77,7 @@ class Bench:
 
 
 def bench(
-    folders: Sequence[Path],
+    folders: Sequence[Path] | Mapping[str, Path],
     against: str = EAGER,
     shapes: Sequence[Sequence[int]] | None = None,
     *,
@@ -77,34 +86,41 @@ def bench(
     seconds: float = 15.0,
     memory: bool = False,
     force: bool = False,
+    extra: Mapping[str, Run] | None = None,
     reporter: Reporter | None = None,
 ) -> Bench:
-    """Time artifacts in alternating rounds with what they are measured against, `eager` or another artifact.
+    """Time artifacts in alternating rounds with what they are measured against.
 
     Args:
-        folders: of artifacts, or folders that hold several.
-        against: `eager`, which is built anew from the manifest with random weights, for speed does not depend on them,
-            and has its best form beside it; or the folder of an artifact.
-        shapes: (N, C, H, W, D); by default the contract's optimum, its least volume, and twice the optimum's volume
-            axes where the contract allows it.
+        folders: folders of artifacts, or folders that hold several; or artifacts by the names of their rows.
+        against: the baseline: `eager`, an artifact's folder, or a name in `extra`. `eager` is the network built anew
+            from the manifest, with random weights because speed does not depend on them, and its best form beside it.
+        shapes: (N, C, H, W, D); by default the contract's optimum, its smallest volume, and twice the optimum's volume
+            axes as far as the contract allows.
         threads: all cores by default.
         seconds: how long the rounds at one shape may take; there are at least five.
         memory: measure the peak memory of each artifact at each shape too. It takes a process for each artifact, which
             loads it once more and runs before anything is timed; so it is done only if it is asked for.
         force: compare artifacts of different networks too.
+        extra: anything else to time beside the artifacts, by name.
 
     Raises:
-        UsageError: a folder holds no artifact, or the artifacts are of networks that differ.
+        UsageError: there is no artifact, a folder holds none, or the artifacts are of networks that differ.
         ShapeError: a shape is outside a contract.
     """
     reporter = reporter or Reporter()
     threads = threads or hardware.cores()
-    places = [place for folder in folders for place in artifact.find(folder)]
-    names = named(places)
-    if against != EAGER:
+    if isinstance(folders, Mapping):
+        names = dict(folders)
+    else:
+        names = named([place for folder in folders for place in artifact.find(folder)])
+    extra = extra or {}
+    if against != EAGER and against not in extra:
         (baseline,) = one(Path(against))
         names = {against: baseline} | {name: place for name, place in names.items() if not same(place, baseline)}
     manifests = {name: read(place) for name, place in names.items()}
+    if not manifests:
+        raise UsageError("there is no artifact to time")
     first = next(iter(manifests.values()))
     for name, manifest in manifests.items():
         difference = first.model.difference(manifest.model)
@@ -127,18 +143,33 @@ def bench(
             failed = [name for name, found in peaks.items() if len(found) < len(chosen)]
             stage.detail = f"not measured at every shape: {', '.join(failed)}" if failed else "at its peak, by shape"
     with reporter.stage("load"):
-        sides: dict[str, Callable[[Any], float | None]] = {}
-        if against == EAGER:
-            sides |= eager(first, contract, threads, device)
-        else:
-            sides[against] = runtime.load(names[against], threads=threads, device=device).seconds
-        for name, place in names.items():
-            if name not in sides:
-                sides[name] = runtime.load(place, threads=threads, device=device).seconds
+        sides: dict[str, Run] = eager(first, contract, threads, device) if against == EAGER else {}
+        sides |= extra
+        sides |= {name: runtime.load(place, threads=threads, device=device).seconds for name, place in names.items()}
+    sides = {against: sides[against]} | sides
+    work = None if first.gflop is None else first.gflop / prod(contract.opt)
+    rows, best_matrix = alternate(sides, chosen, work, peaks, threads, seconds, reporter)
+    precisions = {name: str(manifest.precision) for name, manifest in manifests.items()}
+    return Bench(against, threads, precisions, best_matrix, rows)
+
+
+def alternate(
+    sides: Mapping[str, Run],
+    shapes: Sequence[Shape],
+    work: float | None,
+    peaks: Mapping[str, Mapping[Shape, Peak]],
+    threads: int,
+    seconds: float,
+    reporter: Reporter,
+) -> tuple[tuple[Row, ...], float]:
+    """The rows of sides that take turns with a matrix product, the first one the baseline, and the product's GFLOP/s.
+
+    `work` is the network's GFLOP per voxel of its input.
+    """
     matrix = matrix_product(threads)
     rows: list[Row] = []
     best_matrix = 0.0
-    for shape in chosen:
+    for shape in shapes:
         image = volume(shape, seed=0)
         with reporter.stage("speed") as stage:
             parts: list[Side] = [partial(side, image) for side in sides.values()]
@@ -146,11 +177,10 @@ def bench(
             stage.detail = f"{written(shape)}, {len(times[0].seconds)} alternating rounds"
         product = 2 * MATRIX_SIZE**3 / 1e9 / float(np.median(times[-1].seconds))
         best_matrix = max(best_matrix, product)
-        work = first.gflop
         for number, name in enumerate(sides):
             peak = peaks.get(name, {}).get(shape, Peak())
             measured = timing(times[number].first, times[number].seconds, prod(shape) // shape[1])
-            gflops = None if work is None else work * prod(shape) / prod(contract.opt) / measured.p50
+            gflops = None if work is None else work * prod(shape) / measured.p50
             rows.append(
                 Row(
                     name=name,
@@ -164,8 +194,7 @@ def bench(
                     device_peak=peak.device,
                 )
             )
-    precisions = {name: str(manifest.precision) for name, manifest in manifests.items()}
-    return Bench(against, threads, precisions, best_matrix, tuple(rows))
+    return tuple(rows), best_matrix
 
 
 def one(folder: Path) -> list[Path]:
@@ -193,19 +222,17 @@ def named(places: Sequence[Path]) -> dict[str, Path]:
 
 
 def default_shapes(contract: ShapeContract) -> list[Shape]:
-    """The optimum, the least volume, and twice the optimum's volume axes as far as the contract goes; none twice."""
+    """The optimum, the smallest volume, and twice the optimum's volume axes as far as the contract goes; none twice."""
     n, c, *volume_axes = contract.opt
     h, w, d = (min(2 * size, axis.max) for size, axis in zip(volume_axes, contract.axes[2:], strict=True))
-    least = (n, c, *contract.min[2:])
-    return list(dict.fromkeys([contract.opt, least, (n, c, h, w, d)]))
+    smallest = (n, c, *contract.min[2:])
+    return list(dict.fromkeys([contract.opt, smallest, (n, c, h, w, d)]))
 
 
-def eager(
-    manifest: Manifest, contract: ShapeContract, threads: int, device: str
-) -> dict[str, Callable[[Any], float | None]]:
-    """The network of an artifact, eagerly, with random weights: as it is published, and in its best form.
+def eager(manifest: Manifest, contract: ShapeContract, threads: int, device: str) -> dict[str, Run]:
+    """An artifact's network in eager PyTorch with random weights: as published, and in its best form.
 
-    That is the rewritten one in channels-last-3d, as AOTInductor and TorchScript are given it.
+    The best form is rewritten and in channels-last-3d, as it is given to AOTInductor and TorchScript.
     """
     import torch
 
