@@ -129,7 +129,7 @@ def peer_openvino(job: Job, *, quantised: bool = False, hint: str | None = None)
     if quantised:
         import nncf
 
-        # It stops at depthwise convolutions, for which there are no kernels; the rest is its default.
+        # NNCF fails at depthwise convolutions, which have no int8 kernels; the rest is its default.
         scope = nncf.IgnoredScope(types=["GroupConvolution"], validate=False)
         model = nncf.quantize(model, nncf.Dataset([job.image] * 4), ignored_scope=scope, subset_size=4)
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": job.threads, "PERFORMANCE_HINT": "LATENCY"}

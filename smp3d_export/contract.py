@@ -1,4 +1,4 @@
-"""The shape contract: a minimum, an optimum, a maximum and a multiple for each axis, in the forms backends need.
+"""The shape contract: minimum, optimum, maximum and multiple of each axis, as each backend needs them.
 
 Imports no torch, so that a runtime can check a volume before it runs it.
 """

@@ -38,11 +38,11 @@ Array = NDArray[np.float32]
 
 def shapes(contract: ShapeContract) -> list[Shape]:
     """The shapes (N, C, H, W, D) of the network's input to probe it at: all volume axes at their minimum, and each."""
-    least = contract.min
+    smallest = contract.min
     longer = [min(axis.max // axis.multiple * axis.multiple, LONGER * axis.min) for axis in contract.axes]
-    found = [least]
+    found = [smallest]
     for axis in (2, 3, 4):
-        n, c, h, w, d = (*least[:2], *(least[k] if k == axis else longer[k] for k in (2, 3, 4)))
+        n, c, h, w, d = (*smallest[:2], *(smallest[k] if k == axis else longer[k] for k in (2, 3, 4)))
         found.append((n, c, h, w, d))
     return list(dict.fromkeys(found))
 

@@ -48,7 +48,7 @@ class Tolerance:
         if self.labels is not None and labels is not None and labels < self.labels:
             text = f"agrees with eager in {percent(labels)} of the labels, fewer than {percent(self.labels)}"
             found.append(((1 - labels) / (1 - self.labels), text))
-        least = 0.0 if self.dice is None else self.dice
+        bound = 0.0 if self.dice is None else self.dice
         for overlap in classes if self.dice is not None else ():
             if self.is_small(overlap):
                 if overlap.differing > self.differing:
@@ -57,9 +57,9 @@ class Tolerance:
                         f"voxels in eager's labels and {overlap.found} here; {self.differing} may differ"
                     )
                     found.append((overlap.differing / max(1, self.differing), text))
-            elif overlap.dice < least:
-                text = f"has a Dice of {rounded_down(overlap.dice):g} in class {overlap.label}, less than {least:g}"
-                found.append(((1 - overlap.dice) / (1 - least), text))
+            elif overlap.dice < bound:
+                text = f"has a Dice of {rounded_down(overlap.dice):g} in class {overlap.label}, less than {bound:g}"
+                found.append(((1 - overlap.dice) / (1 - bound), text))
         return sorted(found, reverse=True)
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ from smp3d_export.arrays import volume
 from smp3d_export.contract import ShapeContract
 from smp3d_export.program.capture import capture
 
-MULTIPLE, LEAST = 2, 8
+MULTIPLE, SMALLEST = 2, 8
 
 
 class Pooled(nn.Module):
@@ -27,17 +27,17 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("multiple", [MULTIPLE, 1])
-@pytest.mark.parametrize("largest", [LEAST + MULTIPLE, 2 * LEAST - MULTIPLE, 2 * LEAST, 2 * LEAST + MULTIPLE])
+@pytest.mark.parametrize("largest", [SMALLEST + MULTIPLE, 2 * SMALLEST - MULTIPLE, 2 * SMALLEST, 2 * SMALLEST + MULTIPLE])
 def test_no_size_is_baked_in_wherever_the_range_ends(multiple: int, largest: int, tmp_path: Path) -> None:
     contract = ShapeContract.of(
-        (1, 1, LEAST, LEAST, LEAST),
+        (1, 1, SMALLEST, SMALLEST, SMALLEST),
         multiple=(multiple,) * 3,
-        min_size=(LEAST,) * 3,
+        min_size=(SMALLEST,) * 3,
         max=(2, 1, largest, largest, largest),
     )
     model = Pooled().eval()
     export("onnx", capture(model, contract), tmp_path)
     run = load(tmp_path, manifest("onnx", contract))
-    for shape in (contract.min, contract.max, (1, 1, LEAST, largest, LEAST + MULTIPLE)):
+    for shape in (contract.min, contract.max, (1, 1, SMALLEST, largest, SMALLEST + MULTIPLE)):
         image = volume(shape, seed=0)
         np.testing.assert_allclose(run(image)["masks"], model(torch.from_numpy(image)).numpy(), atol=1e-5)

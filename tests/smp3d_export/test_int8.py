@@ -179,7 +179,7 @@ def test_no_value_is_compared_on_voxels_that_are_made_up(scans: Path, name: str)
 
 
 def test_volumes_below_the_minimum_are_compared_where_they_are_real(tmp_path: Path) -> None:
-    """Along D they have 11 voxels, and the network takes 16 at the least."""
+    """Along D they have 11 voxels, and the network needs at least 16."""
     scan = volume((1, 1, 40, 24, 11), 3)[0, 0]
     np.save(tmp_path / "scan.npy", scan)
     contract = ShapeContract.of((1, 1, 32, 32, 32), multiple=(16, 16, 16), min_size=(16, 16, 16))

@@ -90,7 +90,7 @@ def refusing(method: Any) -> Any:
 def test_a_network_over_the_limit_exports_as_a_small_one_does(
     export: Callable[..., Any], limit: Callable[[], None], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(planes, "LEAST_CHANNELS", 1)
+    monkeypatch.setattr(planes, "MIN_CHANNELS", 1)
     small = export(*TINY, "--to", *EXPORTS[name], "-o", "small")
     limit()
     assert export(*TINY, "--to", *EXPORTS[name], "-o", "large") == small

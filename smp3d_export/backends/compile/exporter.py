@@ -56,9 +56,9 @@ class Exporter(exporter.Exporter):
 
 
 def kinds(contract: ShapeContract) -> list[Shape]:
-    """A shape for each kind that the compiler tells apart, of those that are likely: the optimum's, batches, the least.
+    """A shape for each kind that the compiler tells apart, of those that are likely: the optimum, batches, the smallest.
 
-    The optimum comes first, for the compiler lays loops out for the sizes that it sees.
+    The optimum comes first, because the compiler lays loops out for the sizes that it sees.
     """
     found: dict[tuple[bool, ...], Shape] = {}
     for shape in (contract.opt, contract.example(), contract.min):
