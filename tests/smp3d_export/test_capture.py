@@ -27,7 +27,9 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("multiple", [MULTIPLE, 1])
-@pytest.mark.parametrize("largest", [SMALLEST + MULTIPLE, 2 * SMALLEST - MULTIPLE, 2 * SMALLEST, 2 * SMALLEST + MULTIPLE])
+@pytest.mark.parametrize(
+    "largest", [SMALLEST + MULTIPLE, 2 * SMALLEST - MULTIPLE, 2 * SMALLEST, 2 * SMALLEST + MULTIPLE]
+)
 def test_no_size_is_baked_in_wherever_the_range_ends(multiple: int, largest: int, tmp_path: Path) -> None:
     contract = ShapeContract.of(
         (1, 1, SMALLEST, SMALLEST, SMALLEST),

@@ -56,7 +56,7 @@ class Exporter(exporter.Exporter):
 
 
 def kinds(contract: ShapeContract) -> list[Shape]:
-    """A shape for each kind that the compiler tells apart, of those that are likely: the optimum, batches, the smallest.
+    """A shape for each likely kind that the compiler tells apart: the optimum, batches, the smallest.
 
     The optimum comes first, because the compiler lays loops out for the sizes that it sees.
     """

@@ -1,7 +1,7 @@
 """Runs a program by `torch.compile`, which finds in the artifact what it compiled at export.
 
-It compiles anew for a kind of shape that it has not met: a batch of one, or an axis of the smallest size that the network
-takes, because PyTorch treats sizes of one block as constants.
+It compiles anew for a kind of shape that it has not met: a batch of one, or an axis of the network's smallest size,
+because PyTorch treats sizes of one block as constants.
 """
 
 from __future__ import annotations
