@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from smp3d_export import backends
+from smp3d_export.architectures import ARCHITECTURES, architecture_class
 from smp3d_export.device import AUTO, checked
 from smp3d_export.errors import UsageError
 from smp3d_export.precision import Precision
 from smp3d_export.progress import Reporter
 from smp3d_export.runtime.calibration import Calibration
 from smp3d_export.runtime.volumes import Normalisation
+from smp3d_export.sources.foreign import UserModule
+from smp3d_export.sources.kinds import source_from
 from smp3d_export.sources.named import NamedNetwork
-from smp3d_export.sources.onnx import OnnxSource
 from smp3d_export.sources.request import Optimise, Request, Source, optimise_named
-from smp3d_export.sources.saved import ModelInMemory, SavedModel
+from smp3d_export.sources.saved import ModelInMemory
 
 if TYPE_CHECKING:
-    from smp3d_export.architectures.base import SegmentationModel
+    from torch import nn
+
     from smp3d_export.contract import ShapeContract
     from smp3d_export.validators.bench import Bench
     from smp3d_export.validators.verdict import Report
@@ -30,7 +33,7 @@ File = str | Path
 
 
 def export(
-    model: File | SegmentationModel,
+    model: File | nn.Module,
     encoder: str | None = None,
     *,
     shape: Sequence[int] | None = None,
@@ -57,6 +60,8 @@ def export(
     arguments: Mapping[str, Any] | None = None,
     checkpoint: File | None = None,
     weights_key: str | None = None,
+    keep_outputs: Sequence[str] = (),
+    name: str | None = None,
     revision: str | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -64,8 +69,9 @@ def export(
     """Export a network, prove every artifact equal to it, and measure it.
 
     Args:
-        model: an architecture by name, with `encoder`; a model of this package; a folder that `save_pretrained` wrote,
-            or `OWNER/NAME` of a repository on the Hugging Face hub; or an ONNX file that an export wrote.
+        model: an architecture by name, with `encoder`; any `torch.nn.Module` with one input; `package.module:factory`
+            or `file.py:factory`, code of yours that returns one; a folder that `save_pretrained` wrote, or `OWNER/NAME`
+            of a repository on the Hugging Face hub; or an ONNX file that an export wrote.
         encoder: the encoder's name, if `model` names an architecture.
         shape: the shape to optimise for, (N, C, H, W, D).
         min: the smallest shape.
@@ -89,9 +95,11 @@ def export(
         force: replace the artifact of another network in that folder.
         bench: whether to measure speed.
         min_speedup: the smallest acceptable ratio of eager time to the artifact's.
-        arguments: constructor arguments of a network by name.
-        checkpoint: trained weights for a network by name.
+        arguments: constructor arguments of a network by name, or arguments of a factory.
+        checkpoint: trained weights for a network by name or from a factory.
         weights_key: which weights to use if the checkpoint holds several, such as `state_dict_ema`.
+        keep_outputs: the outputs of a network of your own to export, by name; by default all of them.
+        name: the name of a network of your own; by default that of its class.
         revision: a branch, tag or commit of the repository on the hub.
         seed: the seed for random weights and inputs.
         progress: print stages to stderr, as the command line does.
@@ -114,6 +122,8 @@ def export(
         weights_key=weights_key,
         revision=revision,
         contract=contract,
+        keep_outputs=tuple(keep_outputs),
+        name=name,
         seed=seed,
     )
     normalisation = normalisation_of(normalize)
@@ -210,7 +220,7 @@ def bench(
 
 
 def source_of(
-    model: File | SegmentationModel,
+    model: File | nn.Module,
     encoder: str | None,
     *,
     arguments: Mapping[str, Any] | None,
@@ -218,6 +228,8 @@ def source_of(
     weights_key: str | None,
     revision: str | None,
     contract: ShapeContract | None,
+    keep_outputs: tuple[str, ...],
+    name: str | None,
     seed: int,
 ) -> Source:
     """The source that `model` and its arguments name.
@@ -226,7 +238,7 @@ def source_of(
         UsageError: an argument does not go with this kind of source.
     """
     if isinstance(model, str) and encoder is not None:
-        refuse("a network by name", revision=revision, contract=contract)
+        refuse("a network by name", revision=revision, contract=contract, keep_outputs=keep_outputs or None, name=name)
         return NamedNetwork(
             architecture=model,
             encoder=encoder,
@@ -236,22 +248,37 @@ def source_of(
             seed=seed,
         )
     if isinstance(model, str | Path):
-        refuse("a folder or a file", encoder=encoder, arguments=arguments, checkpoint=checkpoint, contract=contract)
-        refuse("a folder or a file", weights_key=weights_key)
-        if str(model).lower().endswith(".onnx"):
-            refuse("an ONNX file", revision=revision)
-            return OnnxSource(path=Path(model), seed=seed)
-        return SavedModel(source=str(model), revision=revision, seed=seed)
-    refuse("a model", encoder=encoder, arguments=arguments, checkpoint=checkpoint, revision=revision)
-    refuse("a model", weights_key=weights_key)
+        refuse("a folder or a file", encoder=encoder, contract=contract)
+        return source_from(
+            str(model),
+            arguments=arguments,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            weights_key=weights_key,
+            keep_outputs=keep_outputs,
+            name=name,
+            revision=revision,
+            seed=seed,
+            spelled=lambda argument: {"factory_arg": "arguments", "keep_output": "keep_outputs"}.get(
+                argument, argument
+            ),
+        )
+    refuse("a module", encoder=encoder, arguments=arguments, checkpoint=checkpoint, revision=revision)
+    refuse("a module", weights_key=weights_key)
+    from torch import nn
+
     from smp3d_export.architectures.base import SegmentationModel
 
-    if not isinstance(model, SegmentationModel):
+    if not isinstance(model, nn.Module):
         raise UsageError(
-            f"model is a {type(model).__name__}; give a model of smp3d_export, the name of an architecture with an "
-            "encoder, a folder that save_pretrained wrote, or an ONNX file"
+            f"model is a {type(model).__name__}; give a torch.nn.Module, the name of an architecture with an encoder, "
+            "a folder that save_pretrained wrote, an ONNX file, or package.module:factory"
         )
-    return ModelInMemory(model=model, contract=contract, seed=seed)
+    kind = type(model).__name__
+    ours = kind in ARCHITECTURES and type(model) is architecture_class(kind)
+    if ours and isinstance(model, SegmentationModel) and not keep_outputs:
+        return ModelInMemory(model=model, name=name, contract=contract, seed=seed)
+    refuse("a module of your own", contract=contract)
+    return UserModule(module=model, name=name, keep_outputs=keep_outputs, seed=seed)
 
 
 def refuse(source: str, **given: Any) -> None:

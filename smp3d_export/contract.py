@@ -18,6 +18,11 @@ OUTPUT_AXES = {5: ("N", "classes", "H", "W", "D"), 4: ("N", "H", "W", "D"), 2: (
 Shape = tuple[int, int, int, int, int]
 
 
+def output_axes(count: int) -> tuple[str, ...]:
+    """The names of an output's axes."""
+    return OUTPUT_AXES.get(count) or ("N", *(f"axis {number}" for number in range(1, count)))
+
+
 @dataclass(frozen=True)
 class Axis:
     """The sizes of one axis: multiples of `multiple` from `min` to `max`. `opt` is the size to optimise for."""

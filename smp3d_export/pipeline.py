@@ -30,7 +30,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
     request = request.source.complete(request)
     request.check_volumes()
     with staged(request.folder, {name: backends.find(name).files for name in request.targets}) as staging:
-        opened = request.source.open(request)
+        opened = request.source.open(request, reporter)
         samples = read_samples(request.samples, request.normalisation, opened.contract)
         if request.calibration is not None:
             with reporter.working("reading the calibration volumes"):

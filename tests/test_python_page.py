@@ -18,7 +18,14 @@ untyped: Any = smp  # for arguments of a wrong type
 PAGE = Path(__file__).parents[1] / "docs/python.md"
 
 # Options of the command line -> arguments of the API, if they are not the same word.
-RENAMED = {"smallest": "min", "largest": "max", "sample": "samples", "gpu": "gpus", "no_bench": "bench"}
+RENAMED = {
+    "smallest": "min",
+    "largest": "max",
+    "sample": "samples",
+    "gpu": "gpus",
+    "no_bench": "bench",
+    "factory_arg": "arguments",
+}
 # What the command line has for a terminal, or gathers in `arguments`.
 OWN = {"source", "arch", "as_json", "debug", "report", "arg", "encoder_weights"}
 
@@ -35,7 +42,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("jobs", "function"),
-    [(("export", "export_saved"), smp.export), (("verify",), smp.verify), (("bench",), smp.bench)],
+    [(("export", "export_from"), smp.export), (("verify",), smp.verify), (("bench",), smp.bench)],
     ids=["export", "verify", "bench"],
 )
 def test_the_api_takes_what_the_command_line_takes(jobs: tuple[str, ...], function) -> None:
@@ -58,7 +65,7 @@ def test_the_api_takes_what_the_command_line_takes(jobs: tuple[str, ...], functi
         (lambda: smp.export("unet", "resnet18", revision="main"), "revision does not go with a network by name"),
         (lambda: smp.export("best", checkpoint="best.pth"), "checkpoint does not go with a folder or a file"),
         (lambda: smp.export("model.onnx", revision="main"), "revision does not go with an ONNX file"),
-        (lambda: untyped.export(3), "model is a int; give a model of smp3d_export"),
+        (lambda: untyped.export(3), "model is a int; give a torch.nn.Module"),
         (lambda: smp.verify("none"), "there is no folder 'none'"),
         (lambda: smp.bench("none"), "there is no folder 'none'"),
     ],

@@ -46,6 +46,11 @@ def overlaps(found: Array, expected: Array, classes: int | None = None) -> tuple
     return tuple(Overlap(label, *map(int, row)) for label, row in enumerate(sizes))
 
 
+def is_label_map(output: Array) -> bool:
+    """Whether an output gives every voxel a class: masks (N, classes, H, W, D), or class numbers (N, H, W, D)."""
+    return output.ndim == 5 or (output.ndim == 4 and output.dtype.kind != "f")
+
+
 def label_map(masks: Array, threshold: float) -> Array:
     """The class of every voxel: masks (N, classes, H, W, D) to (N, H, W, D); class numbers stay as they are."""
     if masks.ndim == 4:

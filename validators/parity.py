@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from smp3d_export.contract import written
 from smp3d_export.errors import ExportError, Smp3dExportError, out_of_memory, summary
-from smp3d_export.validators.overlap import Array, Overlap, label_map, overlaps
+from smp3d_export.validators.overlap import Array, Overlap, is_label_map, label_map, overlaps
 from smp3d_export.validators.tolerances import REPEATED, Tolerance
 
 Outputs = Mapping[str, Array]
@@ -243,7 +243,7 @@ def measure(
     problem = fault(eager, found)
     if found is None or problem is not None:
         worst = float("inf")
-        labels, dice = (0.0, (0.0,)) if eager.ndim > 2 else (None, None)  # none of them is known to be equal
+        labels, dice = (0.0, (0.0,)) if is_label_map(eager) else (None, None)  # none of them is known to be equal
         return Measurement(
             *(case.name, case.shape, name, worst, worst, float(np.ptp(eager)), worst, labels, dice),
             passed=False,
@@ -259,7 +259,7 @@ def measure(
     largest = float(error.max())
     relative = largest / scale if scale > 0 else (0.0 if largest == 0 else float("inf"))
     labels, classes = None, ()
-    if eager.ndim > 2:
+    if is_label_map(eager):
         ours, theirs = (label_map(array, label_threshold) for array in (found, eager))
         labels = float((ours == theirs).mean())
         classes = overlaps(ours, theirs, max(2, eager.shape[1]) if eager.ndim == 5 else None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from smp3d_export import hardware
-from smp3d_export.contract import AXES, INPUT, OUTPUT_AXES, ShapeContract
+from smp3d_export.contract import AXES, INPUT, ShapeContract, output_axes
 from smp3d_export.errors import UsageError
 from smp3d_export.precision import Precision
 
@@ -24,7 +24,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The network: its class and encoder, the constructor's arguments, and where its weights come from."""
+    """The network: its class and encoder, the constructor's arguments, and where its weights come from.
+
+    A network of the user's has no encoder, and its `architecture` is its name.
+    """
 
     architecture: str
     encoder: str
@@ -36,7 +39,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        return f"{self.architecture.lower()}/{self.encoder}"
+        return f"{self.architecture.lower()}/{self.encoder}" if self.encoder else self.architecture
 
     def difference(self, other: Model) -> tuple[str, str] | None:
         """What tells this network and another one apart, weights aside: how to call each; None if they are the same.
@@ -119,7 +122,7 @@ class Manifest:
             "model": self.model.to_dict(),
             "contract": self.contract.to_dict(),
             "inputs": [{"name": INPUT, "axes": list(AXES), "type": "float32"}],
-            "outputs": [{"name": name, "axes": list(OUTPUT_AXES[axes])} for name, axes in self.outputs.items()],
+            "outputs": [{"name": name, "axes": list(output_axes(axes))} for name, axes in self.outputs.items()],
             "gflop": self.gflop,
             "label_threshold": self.label_threshold,
             "device": self.device,
@@ -189,13 +192,13 @@ def checked_outputs(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """The names of outputs and their numbers of axes.
 
     Raises:
-        KeyError, TypeError, ValueError: there are none, or one has no name or other axes.
+        KeyError, TypeError, ValueError: there are none, or one has no name or no axes.
     """
     outputs = {row["name"]: len(row["axes"]) for row in rows}
     if not outputs or not all(isinstance(name, str) and name for name in outputs):
         raise ValueError("an output has a name")
-    if not all(axes in OUTPUT_AXES for axes in outputs.values()):
-        raise ValueError("an output has as many axes as there are names for")
+    if not all(axes > 0 for axes in outputs.values()):
+        raise ValueError("an output has axes")
     return outputs
 
 

@@ -8,7 +8,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,13 +21,11 @@ from smp3d_export.cli.help import MAIN
 from smp3d_export.cli.outcome import deliver, print_tracebacks, reporting
 from smp3d_export.device import checked
 from smp3d_export.encoders import encoder_spec
-from smp3d_export.errors import UsageError
 from smp3d_export.progress import Reporter
 from smp3d_export.runtime.calibration import Calibration
+from smp3d_export.sources.kinds import source_from
 from smp3d_export.sources.named import NamedNetwork
-from smp3d_export.sources.onnx import OnnxSource
 from smp3d_export.sources.request import Request, Source, optimise_named
-from smp3d_export.sources.saved import SavedModel
 
 app = typer.Typer(cls=Jobs, context_settings=SETTINGS, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -180,21 +177,41 @@ def export(
 @app.command("from", cls=Job)
 @reporting
 @exporting
-def export_saved(source: options.Saved, revision: options.Revision = None, seed: options.Seed = 0) -> Source:
-    """Export a saved model, or make more artifacts from an ONNX file.
+def export_from(
+    source: options.From,
+    factory_arg: options.FactoryArg = None,
+    checkpoint: options.Checkpoint = None,
+    weights_key: options.WeightsKey = None,
+    keep_output: options.KeepOutput = None,
+    name: options.Name = None,
+    revision: options.Revision = None,
+    seed: options.Seed = 0,
+) -> Source:
+    """Export a network of your own, a saved model, or make more artifacts from an ONNX file.
+
+    A network of your own is what a function or class returns: package.module:factory or file.py:factory. This runs your
+    code. The network's outputs, and the sizes that it takes, are found by running it.
 
     A model that save_pretrained wrote is exported for the shapes saved with it, unless you give others. An ONNX file
     that an export wrote is turned into other targets' artifacts, without PyTorch.
 
     Examples:
+      smp3d-export from net.py:build --factory-arg classes=3 --checkpoint best.pth --shape 1,1,96,96,96
+      smp3d-export from monai.networks.nets:VNet --shape 1,1,64,64,64 --to openvino
       smp3d-export from runs/best --to onnx
       smp3d-export from unet-resnet34/model.onnx --to trt-rtx
     """
-    if source.lower().endswith(".onnx"):
-        if revision is not None:
-            raise UsageError("--revision goes with a repository on the hub, not with an ONNX file")
-        return OnnxSource(path=Path(source), seed=seed)
-    return SavedModel(source=source, revision=revision, seed=seed)
+    return source_from(
+        source,
+        arguments=parsing.arguments({}, factory_arg or (), "--factory-arg") or None,
+        checkpoint=checkpoint,
+        weights_key=weights_key,
+        keep_outputs=tuple(keep_output or ()),
+        name=name,
+        revision=revision,
+        seed=seed,
+        spelled=lambda argument: f"--{argument.replace('_', '-')}",
+    )
 
 
 @app.command(cls=Job)

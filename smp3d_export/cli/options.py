@@ -185,12 +185,29 @@ EncoderWeights = Annotated[
         metavar="NAME|PATH", rich_help_panel=WEIGHTS, help="Pretrained weights of the encoder: imagenet, or a file."
     ),
 ]
-Saved = Annotated[
+From = Annotated[
     str,
     typer.Argument(
-        metavar="DIR|FILE.onnx",
-        help="Folder that save_pretrained wrote, OWNER/NAME on the Hugging Face hub, or exported ONNX file.",
+        metavar="SOURCE",
+        help="package.module:factory or file.py:factory, a folder that save_pretrained wrote, OWNER/NAME on the "
+        "Hugging Face hub, or an exported ONNX file.",
     ),
+]
+FactoryArg = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", rich_help_panel=NETWORK, help="Argument for your factory. Repeatable."),
+]
+KeepOutput = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=NETWORK,
+        help=with_default("Output of your network to export. Repeatable.", "all outputs"),
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", rich_help_panel=NETWORK, help=with_default("Name of your network.", "its class")),
 ]
 Revision = Annotated[
     str | None,

@@ -74,8 +74,8 @@ def pairs(option: str, text: str) -> dict[str, Any]:
     return {key.strip(): value(entry) for key, _, entry in entries}
 
 
-def arguments(named: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:
-    """The constructor arguments that were given: by their own options, if not None, and by `--arg KEY=VALUE`.
+def arguments(named: Mapping[str, Any], texts: Iterable[str], option: str = "--arg") -> dict[str, Any]:
+    """The arguments that were given: by their own options, if not None, and by an option that takes `KEY=VALUE`.
 
     Raises:
         UsageError: a text is not `KEY=VALUE`, or an argument is given twice.
@@ -85,9 +85,9 @@ def arguments(named: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:
         key, equals, written = text.partition("=")
         name = key.strip().replace("-", "_")
         if not name or not equals:
-            raise UsageError(f"--arg is {text!r}; it takes KEY=VALUE, for example decoder_atrous_rates=6,12,18")
+            raise UsageError(f"{option} is {text!r}; it takes KEY=VALUE, for example decoder_atrous_rates=6,12,18")
         if name in given:
-            raise UsageError(f"{name} is given twice, as {given[name]!r} and by --arg {text}")
+            raise UsageError(f"{name} is given twice, as {given[name]!r} and by {option} {text}")
         given[name] = values(written)
     return given
 

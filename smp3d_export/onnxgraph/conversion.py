@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from smp3d_export.contract import AXES, INPUT, OUTPUT_AXES
+from smp3d_export.contract import AXES, INPUT
 from smp3d_export.errors import ExportError
 from smp3d_export.hardware import return_free_memory
 from smp3d_export.onnxgraph.graph import in_files, too_large
@@ -130,9 +130,10 @@ def tidy(model: onnx.ModelProto, captured: Captured) -> None:
     dynamic = {axis.name for axis in captured.contract.dynamic}
     for value in graph.input:
         name_axes(value, {number: name for number, name in enumerate(AXES) if name in dynamic})
-    for value in graph.output:
-        axes = OUTPUT_AXES[len(value.type.tensor_type.shape.dim)]
-        name_axes(value, {number: axes[number] for number in range(len(axes)) if axes[number] in dynamic})
+    for place, value in enumerate(graph.output):
+        names = enumerate(captured.axes_of(place))
+        # An axis of another size, such as half the input's, must not have its name.
+        name_axes(value, {number: name or f"{value.name}_{number}" for number, name in names})
     del graph.value_info[:]  # shapes in the exporter's own symbols
     for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del item.metadata_props[:]
@@ -142,5 +143,5 @@ def tidy(model: onnx.ModelProto, captured: Captured) -> None:
 
 def name_axes(value: onnx.ValueInfoProto, names: Mapping[int, str]) -> None:
     for number, dim in enumerate(value.type.tensor_type.shape.dim):
-        if number in names:
+        if number in names and not dim.HasField("dim_value"):
             dim.dim_param = names[number]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from smp3d_export.contract import ShapeContract
+from smp3d_export.contract import AXES, Shape, ShapeContract, output_axes
 from smp3d_export.errors import ExportError
 from smp3d_export.precision import Precision
 
@@ -22,10 +24,10 @@ class Captured:
     """A network as one graph, with what every target needs to know about it.
 
     `outputs` maps the name of each output to its number of axes: `masks` (N, classes, H, W, D), or (N, H, W, D) if they
-    are class numbers; and `labels` (N, classes) with a classification head. `rewrites` says how often each rewrite of
-    the optimiser was applied, and `rejected` why others were not kept. `precision` is the precision of the graph, and
-    `kept` names the layers that stay in fp32 nevertheless, with the reason. `for_cpu` says that the graph is optimised
-    for CPUs, whatever that costs elsewhere.
+    are class numbers; and `labels` (N, classes) with a classification head. A network of the user's has other outputs.
+    `rewrites` says how often each rewrite of the optimiser was applied, and `rejected` why others were not kept.
+    `precision` is the precision of the graph, and `kept` names the layers that stay in fp32 nevertheless, with the
+    reason. `for_cpu` says that the graph is optimised for CPUs, whatever that costs elsewhere.
     """
 
     program: ExportedProgram
@@ -37,9 +39,31 @@ class Captured:
     kept: Mapping[str, str] = field(default_factory=dict)
     for_cpu: bool = False
 
+    def axes_of(self, number: int) -> list[str | None]:
+        """The names of an output's axes that have the size of the input's axis of this name; None for the others."""
+        graph = self.program.graph
+        [image] = (node for node in graph.nodes if node.name in self.program.graph_signature.user_inputs)
+        sizes = image.meta["val"].shape
+        dynamic = {name: _hint(size) for name, size in zip(AXES, sizes, strict=True) if isinstance(size, torch.SymInt)}
+        found = graph.output_node().all_input_nodes[number].meta["val"].shape
+        names = zip(output_axes(len(found)), found, strict=True)
+        return [name if name in dynamic and _hint(size) == dynamic[name] else None for name, size in names]
 
-def capture(model: nn.Module, contract: ShapeContract) -> Captured:
+    def holds(self, shape: Shape) -> bool:
+        """Whether the graph is right at a shape: whether what the network decided by sizes comes out the same there."""
+        guards = getattr(self.program.module(), "_guards_fn", None)
+        try:
+            if guards is not None:
+                guards(torch.empty(shape, device="meta"))
+        except AssertionError:
+            return False
+        return True
+
+
+def capture(model: nn.Module, contract: ShapeContract, outputs: Sequence[str] = ("masks", "labels")) -> Captured:
     """Trace a model in eval mode with `torch.export`, keeping the contract's dynamic axes symbolic.
+
+    `outputs` are the names of what it returns.
 
     Raises:
         ExportError: the network cannot be captured, or one of the axes turns out not to be dynamic.
@@ -51,9 +75,19 @@ def capture(model: nn.Module, contract: ShapeContract) -> Captured:
         with torch.no_grad():
             program = torch.export.export(model, (example,), dynamic_shapes=(contract.torch_dims(),), strict=False)
     except Exception as error:  # torch.export passes on whatever an operator raises
-        raise ExportError(f"the network cannot be captured with the axes {contract}: {error}") from error
+        where = users_line(error)
+        raise ExportError(f"the network cannot be captured with the axes {contract}: {where}{error}") from error
     returned = [node.meta["val"].ndim for node in program.graph.output_node().all_input_nodes]
-    return Captured(program, contract, dict(zip(("masks", "labels"), returned, strict=False)))
+    return Captured(program, contract, dict(zip(outputs, returned, strict=False)))
+
+
+def users_line(error: BaseException) -> str:
+    """Where an error arose in the network's own code: the deepest line outside PyTorch and this package."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*ours, "<")):
+            return f"{Path(frame.filename).name}:{frame.lineno} ({frame.line}): "
+    return ""
 
 
 def activation_bytes(captured: Captured) -> int:

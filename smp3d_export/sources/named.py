@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from smp3d_export.errors import UsageError
 
 if TYPE_CHECKING:
+    from smp3d_export.architectures.base import SegmentationModel
+    from smp3d_export.progress import Reporter
     from smp3d_export.sources.network import Network, OpenedNetwork
     from smp3d_export.sources.request import Request, Sizes
 
@@ -39,11 +41,11 @@ class NamedNetwork:
 
         return complete(request)
 
-    def open(self, request: Request) -> OpenedNetwork:
+    def open(self, request: Request, reporter: Reporter) -> OpenedNetwork:
         return build(self, request.shape).opened(request)
 
 
-def build(source: NamedNetwork, shape: Sizes | None = None) -> Network:
+def build(source: NamedNetwork, shape: Sizes | None = None) -> Network[SegmentationModel]:
     """The network. Its input channels come from `shape` if neither its arguments nor a checkpoint set them.
 
     Raises:
@@ -72,7 +74,7 @@ def build(source: NamedNetwork, shape: Sizes | None = None) -> Network:
         loaded = load_checkpoint(
             source.checkpoint, architecture, encoder, source.arguments, weights_key=source.weights_key
         )
-        return Network(
+        return Network.of(
             model=loaded.model.eval(),
             architecture=architecture,
             encoder=encoder,
@@ -91,4 +93,10 @@ def build(source: NamedNetwork, shape: Sizes | None = None) -> Network:
             if name != "encoder" or trained is None:
                 randomise_normalisations(part)
     weights = "random weights" if trained is None else f"{encoder} {Path(trained).name}, rest random"
-    return Network(model.eval(), architecture, encoder, arguments, weights=f"{weights}, seed {source.seed}")
+    return Network.of(
+        model.eval(),
+        architecture=architecture,
+        encoder=encoder,
+        arguments=arguments,
+        weights=f"{weights}, seed {source.seed}",
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import lcm
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from smp3d_export.architectures.base import SegmentationModel
 from smp3d_export.arrays import Outputs, Volume
 from smp3d_export.artifact.manifest import Manifest, Model
 from smp3d_export.backends.pytorch import seconds_on_gpu, without_tf32
-from smp3d_export.contract import ShapeContract, checked_multiple, rounded_up
+from smp3d_export.contract import AXES, ShapeContract, checked_multiple, rounded_up
 from smp3d_export.errors import ShapeError, TargetUnavailableError
 from smp3d_export.optimise import gflop
 from smp3d_export.precision import Precision
@@ -27,7 +27,9 @@ from smp3d_export.program.graph import graph_module
 from smp3d_export.progress import Reporter
 from smp3d_export.sources import variants
 from smp3d_export.sources.request import Program, Request
+from smp3d_export.sources.sizes import Needs
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 NORMALISATIONS = (nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 SMALLEST_DEFAULT = 64
 """The default size of each volume axis of the optimum, in voxels."""
@@ -46,8 +48,8 @@ def complete(request: Request) -> Request:
     return request
 
 
-@dataclass(frozen=True)
-class Network:
+@dataclass(frozen=True, kw_only=True)
+class Network(Generic[ModelT]):
     """An eager model in eval mode.
 
     Attributes:
@@ -55,18 +57,30 @@ class Network:
         weights: where its weights come from.
         notes: what a user should know about how it was built, such as what a checkpoint could not show.
         saved: the contract that is saved with it, if any.
+        outputs: the names of what it returns, as far as it returns so many.
+        needs: what its input must be.
+        facts: what else the manifest says about it.
     """
 
-    model: SegmentationModel
+    model: ModelT
     architecture: str
     encoder: str
     arguments: dict[str, Any]
     weights: str
     notes: tuple[str, ...] = ()
     saved: ShapeContract | None = None
+    outputs: tuple[str, ...] = ("masks", "labels")
+    needs: Needs
+    facts: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
 
-    def to(self, device: str) -> Network:
+    @classmethod
+    def of(cls, model: SegmentationModel, **described: Any) -> Network[SegmentationModel]:
+        """A network of this package."""
+        needs = Needs(model.multiple, model.min_size, model.encoder.in_channels, model.min_size_reason)
+        return Network(model=model, needs=needs, **described)
+
+    def to(self, device: str) -> Network[ModelT]:
         """The network on a device. On a GPU, TF32 is turned off, because it would round the reference.
 
         Raises:
@@ -90,15 +104,11 @@ class Network:
 
     @property
     def name(self) -> str:
-        return f"{self.architecture.lower()}/{self.encoder}"
+        return f"{self.architecture.lower()}/{self.encoder}" if self.encoder else self.architecture
 
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
-
-    @property
-    def in_channels(self) -> int:
-        return self.model.encoder.in_channels
 
     @property
     def label_threshold(self) -> float:
@@ -109,7 +119,7 @@ class Network:
         """Run eagerly: (N, C, H, W, D) to the outputs by name."""
         with torch.inference_mode():
             outputs = self.model(torch.from_numpy(image).to(self.device))
-        named = zip(("masks", "labels"), outputs if isinstance(outputs, tuple) else (outputs,), strict=False)
+        named = zip(self.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=False)
         return {name: output.cpu().numpy() for name, output in named}
 
     def seconds(self, image: Volume, dtype: torch.dtype | None = None) -> float:
@@ -146,7 +156,7 @@ class Network:
 class Eager:
     """A network to be timed, under autocast to `dtype` if one is given."""
 
-    network: Network
+    network: Network[Any]
     dtype: torch.dtype | None = None
 
     def seconds(self, image: Volume) -> float:
@@ -157,8 +167,9 @@ class Eager:
 class OpenedNetwork:
     """A network with the contract that it is exported for."""
 
-    network: Network
+    network: Network[Any]
     contract: ShapeContract
+    captured: Captured | None = None
 
     @property
     def name(self) -> str:
@@ -168,7 +179,8 @@ class OpenedNetwork:
     def model(self) -> Model:
         """The manifest's description of the network, with all its arguments, so that networks can be told apart."""
         network = self.network
-        arguments = {**network.model.arguments, **network.arguments}
+        own = network.model.arguments if isinstance(network.model, SegmentationModel) and network.encoder else {}
+        arguments = {**own, **network.arguments}
         arguments.pop("encoder_name", None)
         return Model(
             architecture=network.architecture,
@@ -182,6 +194,8 @@ class OpenedNetwork:
 
     @property
     def label_threshold(self) -> float:
+        if self.captured is not None and ends_in_sigmoid(self.captured):
+            return 0.5
         return self.network.label_threshold
 
     def introduction(self) -> Iterator[str]:
@@ -197,7 +211,7 @@ class OpenedNetwork:
 
     def program(self, request: Request, reporter: Reporter) -> Program:
         with reporter.stage("capture") as stage:
-            captured = capture(self.network.model, self.contract)
+            captured = self.captured or capture(self.network.model, self.contract, self.network.outputs)
             names = ", ".join(axis.name for axis in self.contract.dynamic)
             stage.detail = f"dynamic {names}" if names else "all axes static"
         manifest = self.describe(captured, request)
@@ -212,7 +226,14 @@ class OpenedNetwork:
             gflop=round(gflop(graph_module(captured), self.contract.opt), 3),
             label_threshold=self.label_threshold,
             device=request.device,
+            facts=self.network.facts,
         )
+
+
+def ends_in_sigmoid(captured: Captured) -> bool:
+    """Whether the first output is a probability, not a logit."""
+    first = captured.program.graph.output_node().all_input_nodes[0]
+    return str(first.target) in ("aten.sigmoid.default", "aten.hardsigmoid.default")
 
 
 def plain(value: Any) -> Any:
@@ -226,7 +247,7 @@ def plain(value: Any) -> Any:
     )
 
 
-def contract_for(network: Network, request: Request) -> ShapeContract:
+def contract_for(network: Network[Any], request: Request) -> ShapeContract:
     """The contract of a request. What it leaves out comes from the contract saved with the network, whose range grows
     if the request goes beyond it.
 
@@ -235,7 +256,8 @@ def contract_for(network: Network, request: Request) -> ShapeContract:
     Raises:
         ShapeError: the sizes are not the network's.
     """
-    multiple, min_size, saved = network.model.multiple, network.model.min_size, network.saved
+    needs, saved = network.needs, network.saved
+    multiple, min_size = needs.multiple, needs.min_size
     bounds = saved if not request.static else None
     requested = request.multiple or (bounds and tuple(map(lcm, bounds.multiple, multiple)))
     applied = checked_multiple(multiple, requested, network.name) if requested else multiple
@@ -244,12 +266,24 @@ def contract_for(network: Network, request: Request) -> ShapeContract:
     if lower and upper and request.multiple:
         lower = (*lower[:2], *(rounded_up(size, k) for size, k in zip(lower[2:], applied, strict=True)))
         upper = (*upper[:2], *(size // k * k for size, k in zip(upper[2:], applied, strict=True)))
-    shape = request.shape or (saved.opt if saved else (1, network.in_channels, *volume))
+    shape = request.shape or (saved.opt if saved else (1, needs.in_channels, *volume))
     if lower and upper and len(shape) == len(upper):  # a saved range grows to include a requested shape
         lower = tuple(map(min, lower, request.max or shape, shape))
         upper = tuple(map(max, upper, request.min or shape, shape))
-    if len(shape) > 1 and shape[1] != network.in_channels:
-        raise ShapeError(f"C of --shape is {shape[1]}, but the network has {network.in_channels} input channels")
+    if any(needs.fixed) and not request.static:
+        fixed = [False, False, *needs.fixed]
+        for flag, sizes in (("--min", request.min), ("--max", request.max)):
+            for name, size, own, fix in zip(AXES, sizes or shape, shape, fixed, strict=True):
+                if fix and size != own:
+                    raise ShapeError(f"{name} of {flag} is {size}, but {network.name} runs at {name} {own} only")
+        lower = tuple(
+            size if fix else low for size, fix, low in zip(shape, fixed, lower or (1, shape[1], *min_size), strict=True)
+        )
+        upper = tuple(
+            size if fix else high for size, fix, high in zip(shape, fixed, upper or doubled(shape), strict=True)
+        )
+    if len(shape) > 1 and shape[1] != needs.in_channels:
+        raise ShapeError(f"C of --shape is {shape[1]}, but the network has {needs.in_channels} input channels")
     return ShapeContract.of(
         shape,
         multiple=multiple,
@@ -259,8 +293,13 @@ def contract_for(network: Network, request: Request) -> ShapeContract:
         requested_multiple=requested,
         static=request.static,
         network=network.name,
-        reason=network.model.min_size_reason,
+        reason=needs.reason,
     )
+
+
+def doubled(shape: Sequence[int]) -> tuple[int, ...]:
+    """The default maximum: twice the optimum, but for the channels."""
+    return tuple(size if number == 1 else 2 * size for number, size in enumerate(shape))
 
 
 def randomise_normalisations(model: nn.Module) -> None:

@@ -80,7 +80,7 @@ class OnnxSource:
         backends.check(request.targets, request.settings, calibrated=calibrated)
         return request
 
-    def open(self, request: Request) -> OpenedFile:
+    def open(self, request: Request, reporter: Reporter) -> OpenedFile:
         return OpenedFile(self._file, request.threads or hardware.cores())
 
 

@@ -56,7 +56,7 @@ class Source(Protocol):
         """
         ...
 
-    def open(self, request: Request) -> Opened:
+    def open(self, request: Request, reporter: Reporter) -> Opened:
         """Read or build the network.
 
         Raises:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smp3d_export.architectures.base import SegmentationModel
     from smp3d_export.contract import ShapeContract
+    from smp3d_export.progress import Reporter
     from smp3d_export.sources.network import Network, OpenedNetwork
     from smp3d_export.sources.request import Request
 
@@ -31,10 +32,10 @@ class SavedModel:
 
         return complete(request)
 
-    def open(self, request: Request) -> OpenedNetwork:
+    def open(self, request: Request, reporter: Reporter) -> OpenedNetwork:
         return self.build().opened(request)
 
-    def build(self) -> Network:
+    def build(self) -> Network[SegmentationModel]:
         """The network.
 
         Raises:
@@ -48,7 +49,7 @@ class SavedModel:
         model = saved.load(saved.architecture)
         for name, tensor in model.state_dict().items():
             check_finite(tensor, f"{name} of {saved.title}")
-        return Network(
+        return Network.of(
             model=model,
             architecture=saved.name,
             encoder=saved.arguments["encoder_name"],
@@ -77,13 +78,13 @@ class ModelInMemory:
 
         return complete(request)
 
-    def open(self, request: Request) -> OpenedNetwork:
+    def open(self, request: Request, reporter: Reporter) -> OpenedNetwork:
         import copy
 
         from smp3d_export.sources.network import Network
 
         arguments = self.model.arguments
-        network = Network(
+        network = Network.of(
             model=copy.deepcopy(self.model).float().eval(),
             architecture=type(self.model).__name__,
             encoder=arguments["encoder_name"],

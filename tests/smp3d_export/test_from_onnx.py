@@ -48,7 +48,7 @@ def test_openvino_is_made_and_proved_without_torch(exported: Path, tmp_path: Pat
         (["model.onnx", "-o", "."], "holds 'model.onnx' itself"),
         (["model.onnx", "--to", "openvino", "--shape", "1,1,32,32,32"], "leave out --shape"),
         (["model.onnx", "--to", "openvino", "--multiple", "64"], "leave out --shape"),
-        (["model.onnx", "--to", "openvino", "--revision", "main"], "--revision goes with a repository"),
+        (["model.onnx", "--to", "openvino", "--revision", "main"], "--revision does not go with an ONNX file"),
     ],
 )
 def test_wrong_input_is_one_line(exported: Path, cli, arguments: list[str], says: str) -> None:
