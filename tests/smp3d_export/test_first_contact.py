@@ -94,7 +94,6 @@ def test_every_job_has_its_help(cli, arguments: list[str], option: str) -> None:
     result = cli(*arguments)
     assert result.exit_code == 0
     assert option in result.stdout
-    assert "--checkpoint" not in result.stdout
 
 
 def test_help_has_plain_words_for_values(cli) -> None:
