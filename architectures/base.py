@@ -32,6 +32,8 @@ class SegmentationModel(nn.Module):
     classification_head: nn.Module | None
     min_size_reason: ClassVar[str] = ""
     """Why `min_size` is larger than the encoder's."""
+    norm_block: ClassVar[str] = ""
+    """The key of one of the decoder's `ConvBlock`s, if their normalisation is an argument."""
     _given: tuple[list[Any], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:

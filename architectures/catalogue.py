@@ -48,7 +48,8 @@ class ArchitectureSpec:
         return {}
 
 
-UNET = {"decoder_use_batchnorm": True, "decoder_channels": (256, 128, 64, 32, 16)}
+NORM = {"decoder_use_norm": "batchnorm"}
+UNET = {"decoder_use_batchnorm": True, "decoder_channels": (256, 128, 64, 32, 16)} | NORM
 ATTENTION = {"decoder_attention_type": None}
 
 SPECS = (
@@ -70,7 +71,7 @@ SPECS = (
         name="Linknet",
         module="linknet",
         paper="arXiv:1707.03718",
-        arguments={"decoder_use_batchnorm": True},
+        arguments={"decoder_use_batchnorm": True} | NORM,
         every_stage=True,
     ),
     ArchitectureSpec(
@@ -89,7 +90,7 @@ SPECS = (
         name="PSPNet",
         module="pspnet",
         paper="arXiv:1612.01105",
-        arguments={"encoder_depth": 3, "psp_out_channels": 512, "psp_use_batchnorm": True, "psp_dropout": 0.2},
+        arguments={"encoder_depth": 3, "psp_out_channels": 512, "psp_use_batchnorm": True, "psp_dropout": 0.2} | NORM,
     ),
     ArchitectureSpec(
         name="PAN",
@@ -117,7 +118,7 @@ SPECS = (
         name="UPerNet",
         module="upernet",
         paper="arXiv:1807.10221",
-        arguments={"decoder_channels": 256, "decoder_use_norm": "batchnorm"},
+        arguments={"decoder_channels": 256} | NORM,
     ),
     ArchitectureSpec(
         name="Segformer", module="segformer", paper="arXiv:2105.15203", arguments={"decoder_segmentation_channels": 256}

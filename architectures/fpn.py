@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for, infer_depth
 from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgument, as_upsampling
 from smp3d_export.architectures.layers import ActivationArgument, upsample
+from smp3d_export.architectures.normalisation import GroupNorm
 from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Strides, Triple, product
 from smp3d_export.errors import UsageError, unknown
@@ -158,16 +159,6 @@ class SegmentationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation that also takes groups of a single number, which PyTorch's module refuses.
-
-    That happens with 32 segmentation channels if the last feature map has one voxel; the output is then the bias.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class GroupNormBlock(nn.Module):

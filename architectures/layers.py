@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smp3d_export.architectures.normalisation import BATCHNORM, Norm
 from smp3d_export.encoders.spec import Triple
 from smp3d_export.errors import UsageError, unknown
 
@@ -16,12 +17,14 @@ ActivationArgument = str | Callable[[], nn.Module] | None
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution, batch normalisation (if none, a bias) and ReLU; "same" padding for odd kernels."""
+    """Convolution, normalisation (if none, a bias) and ReLU; "same" padding for odd kernels."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, *, batchnorm: bool = True, stride: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, *, norm: Norm = BATCHNORM, stride: int = 1) -> None:
+        layer = norm.layer(outputs)
+        bias = isinstance(layer, nn.Identity)
         super().__init__(
-            nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=not batchnorm),
-            nn.BatchNorm3d(outputs) if batchnorm else nn.Identity(),
+            nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias),
+            layer,
             nn.ReLU(inplace=True),
         )
 
@@ -80,13 +83,13 @@ class DecoderBlock(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, skip: int, outputs: int, stride: Triple, *, batchnorm: bool, attention: str | None = None
+        self, inputs: int, skip: int, outputs: int, stride: Triple, *, norm: Norm, attention: str | None = None
     ) -> None:
         super().__init__()
         self.stride = stride
-        self.conv1 = ConvBlock(inputs + skip, outputs, batchnorm=batchnorm)
+        self.conv1 = ConvBlock(inputs + skip, outputs, norm=norm)
         self.attention1 = Attention(attention, inputs + skip)
-        self.conv2 = ConvBlock(outputs, outputs, batchnorm=batchnorm)
+        self.conv2 = ConvBlock(outputs, outputs, norm=norm)
         self.attention2 = Attention(attention, outputs)
 
     def forward(self, x: Tensor, *skips: Tensor) -> Tensor:
@@ -98,11 +101,9 @@ class DecoderBlock(nn.Module):
         return self.attention2(self.conv2(self.conv1(x)))
 
 
-def center_block(channels: int, *, batchnorm: bool) -> nn.Sequential:
+def center_block(channels: int, *, norm: Norm) -> nn.Sequential:
     """Two more convolutions between encoder and decoder, for families whose encoder ends with a pooling."""
-    return nn.Sequential(
-        ConvBlock(channels, channels, batchnorm=batchnorm), ConvBlock(channels, channels, batchnorm=batchnorm)
-    )
+    return nn.Sequential(ConvBlock(channels, channels, norm=norm), ConvBlock(channels, channels, norm=norm))
 
 
 def check_decoder_channels(decoder_channels: Sequence[int], depth: int) -> None:
@@ -127,11 +128,7 @@ def infer_blocks(shapes: Mapping[str, tuple[int, ...]], block: str) -> dict[str,
     channels = [shapes[f"{block}0.conv1.0.weight"][0]]
     while (weight := shapes.get(f"{block}{len(channels)}.conv1.0.weight")) is not None:
         channels.append(weight[0])
-    return {
-        "encoder_depth": len(channels),
-        "decoder_channels": tuple(channels),
-        "decoder_use_batchnorm": f"{block}0.conv1.1.weight" in shapes,
-    }
+    return {"encoder_depth": len(channels), "decoder_channels": tuple(channels)}
 
 
 def infer_attention(shapes: Mapping[str, tuple[int, ...]], block: str) -> dict[str, str | None]:

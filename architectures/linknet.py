@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for
 from smp3d_export.architectures.heads import SegmentationHead
 from smp3d_export.architectures.layers import ActivationArgument, ConvBlock
+from smp3d_export.architectures.normalisation import Norm, NormArgument, infer_norm, norm_of
 from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Triple
 
@@ -29,10 +30,15 @@ class Linknet(SegmentationModel):
         activation: activation of the masks: a name, a callable that returns a module, or None for logits.
         aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
         strides: one (H, W, D) triple per stage.
+        decoder_use_norm: normalisation after the decoder's convolutions: `batchnorm` or True, `groupnorm`,
+            `instancenorm`, `layernorm`, `identity` or False; or a mapping with one of these names as `type` and further
+            arguments of the layer.
 
     Raises:
         UsageError: the arguments do not fit together.
     """
+
+    norm_block = "decoder.blocks.0.block.0"
 
     def __init__(
         self,
@@ -45,6 +51,7 @@ class Linknet(SegmentationModel):
         activation: ActivationArgument = None,
         aux_params: Mapping[str, Any] | None = None,
         strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
+        decoder_use_norm: NormArgument = "batchnorm",
     ) -> None:
         super().__init__()
         self.encoder = encoder_for(
@@ -55,7 +62,7 @@ class Linknet(SegmentationModel):
             weights=encoder_weights,
             strides=strides,
         )
-        self.decoder = LinknetDecoder(self.encoder, batchnorm=decoder_use_batchnorm)
+        self.decoder = LinknetDecoder(self.encoder, norm=norm_of(decoder_use_norm, decoder_use_batchnorm))
         self.segmentation_head = SegmentationHead(FINAL_CHANNELS, classes, kernel=1, activation=activation)
         self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
         self.name = f"link-{encoder_name}"
@@ -67,17 +74,17 @@ class Linknet(SegmentationModel):
             depth += 1
         if not depth:
             return {}
-        return {"encoder_depth": depth, "decoder_use_batchnorm": "decoder.blocks.0.block.0.1.weight" in shapes}
+        return {"encoder_depth": depth} | infer_norm(shapes, cls.norm_block, "decoder_use_batchnorm")
 
 
 class LinknetDecoder(nn.Module):
     """One block per stage, coarsest first; all but the last add the encoder's feature map of their output size."""
 
-    def __init__(self, encoder: Encoder, *, batchnorm: bool) -> None:
+    def __init__(self, encoder: Encoder, *, norm: Norm) -> None:
         super().__init__()
         channels = [*reversed(encoder.out_channels[1:]), FINAL_CHANNELS]
         self.blocks = nn.ModuleList(
-            LinknetBlock(inputs, outputs, stride, batchnorm=batchnorm)
+            LinknetBlock(inputs, outputs, stride, norm=norm)
             for inputs, outputs, stride in zip(channels, channels[1:], reversed(encoder.strides), strict=False)
         )
 
@@ -92,13 +99,13 @@ class LinknetDecoder(nn.Module):
 class LinknetBlock(nn.Module):
     """A 1³ convolution to a quarter of the channels, upsampling by the stage's stride, and a 1³ convolution."""
 
-    def __init__(self, inputs: int, outputs: int, stride: Triple, *, batchnorm: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: Triple, *, norm: Norm) -> None:
         super().__init__()
         width = inputs // 4
         self.block = nn.Sequential(
-            ConvBlock(inputs, width, 1, batchnorm=batchnorm),
-            TransposedBlock(width, stride, batchnorm=batchnorm),
-            ConvBlock(width, outputs, 1, batchnorm=batchnorm),
+            ConvBlock(inputs, width, 1, norm=norm),
+            TransposedBlock(width, stride, norm=norm),
+            ConvBlock(width, outputs, 1, norm=norm),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,15 +113,15 @@ class LinknetBlock(nn.Module):
 
 
 class TransposedBlock(nn.Sequential):
-    """A transposed convolution, optional batch normalisation and ReLU; each axis grows by its stride.
+    """A transposed convolution, normalisation if any, and ReLU; each axis grows by its stride.
 
     A transposed convolution turns n voxels into (n - 1)·s - 2·padding + kernel: n·s with padding 1 and kernel s + 2.
     """
 
-    def __init__(self, channels: int, stride: Triple, *, batchnorm: bool) -> None:
+    def __init__(self, channels: int, stride: Triple, *, norm: Norm) -> None:
         h, w, d = stride
         super().__init__(
             nn.ConvTranspose3d(channels, channels, (h + 2, w + 2, d + 2), stride=stride, padding=1),
-            *([nn.BatchNorm3d(channels)] if batchnorm else []),
+            norm.layer(channels),
             nn.ReLU(inplace=True),
         )

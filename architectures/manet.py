@@ -18,6 +18,7 @@ from smp3d_export.architectures.layers import (
     infer_blocks,
     upsample,
 )
+from smp3d_export.architectures.normalisation import Norm, NormArgument, infer_norm, norm_of
 from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Triple
 from smp3d_export.errors import UsageError
@@ -41,10 +42,15 @@ class MAnet(SegmentationModel):
         activation: activation of the masks: a name, a callable that returns a module, or None for logits.
         aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
         strides: one (H, W, D) triple per stage.
+        decoder_use_norm: normalisation after the decoder's convolutions: `batchnorm` or True, `groupnorm`,
+            `instancenorm`, `layernorm`, `identity` or False; or a mapping with one of these names as `type` and further
+            arguments of the layer.
 
     Raises:
         UsageError: the arguments do not fit together.
     """
+
+    norm_block = "decoder.blocks.0.conv1"
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class MAnet(SegmentationModel):
         activation: ActivationArgument = None,
         aux_params: Mapping[str, Any] | None = None,
         strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
+        decoder_use_norm: NormArgument = "batchnorm",
     ) -> None:
         super().__init__()
         self.encoder = encoder_for(
@@ -70,7 +77,10 @@ class MAnet(SegmentationModel):
             strides=strides,
         )
         self.decoder = MAnetDecoder(
-            self.encoder, decoder_channels, batchnorm=decoder_use_batchnorm, pab_channels=decoder_pab_channels
+            self.encoder,
+            decoder_channels,
+            norm=norm_of(decoder_use_norm, decoder_use_batchnorm),
+            pab_channels=decoder_pab_channels,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, activation=activation)
         self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
@@ -79,15 +89,14 @@ class MAnet(SegmentationModel):
     @classmethod
     def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
         compared = shapes["decoder.center.top_conv.weight"][0]
-        return infer_blocks(shapes, "decoder.blocks.") | {"decoder_pab_channels": compared}
+        blocks = infer_blocks(shapes, "decoder.blocks.") | {"decoder_pab_channels": compared}
+        return blocks | infer_norm(shapes, cls.norm_block, "decoder_use_batchnorm")
 
 
 class MAnetDecoder(nn.Module):
     """Position attention, then one block per stage: a fusion block with a skip, a plain block without."""
 
-    def __init__(
-        self, encoder: Encoder, decoder_channels: Sequence[int], *, batchnorm: bool, pab_channels: int
-    ) -> None:
+    def __init__(self, encoder: Encoder, decoder_channels: Sequence[int], *, norm: Norm, pab_channels: int) -> None:
         super().__init__()
         check_decoder_channels(decoder_channels, encoder.depth)
         if pab_channels < 1:
@@ -97,7 +106,7 @@ class MAnetDecoder(nn.Module):
         self.blocks = nn.ModuleList()
         for skip, outputs, stride in zip([*skips, 0], decoder_channels, reversed(encoder.strides), strict=True):
             block = FusionBlock if skip else DecoderBlock
-            self.blocks.append(block(inputs, skip, outputs, stride, batchnorm=batchnorm))
+            self.blocks.append(block(inputs, skip, outputs, stride, norm=norm))
             inputs = outputs
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -133,16 +142,14 @@ class PositionAttention(nn.Module):
 class FusionBlock(nn.Module):
     """Channel attention from the coarse map and the skip, concatenation with the skip, two convolutions."""
 
-    def __init__(self, inputs: int, skip: int, outputs: int, stride: Triple, *, batchnorm: bool) -> None:
+    def __init__(self, inputs: int, skip: int, outputs: int, stride: Triple, *, norm: Norm) -> None:
         super().__init__()
         self.stride = stride
-        self.hl_conv = nn.Sequential(
-            ConvBlock(inputs, inputs, batchnorm=batchnorm), ConvBlock(inputs, skip, 1, batchnorm=batchnorm)
-        )
+        self.hl_conv = nn.Sequential(ConvBlock(inputs, inputs, norm=norm), ConvBlock(inputs, skip, 1, norm=norm))
         self.SE_ll = channel_attention(skip)
         self.SE_hl = channel_attention(skip)
-        self.conv1 = ConvBlock(2 * skip, outputs, batchnorm=batchnorm)
-        self.conv2 = ConvBlock(outputs, outputs, batchnorm=batchnorm)
+        self.conv1 = ConvBlock(2 * skip, outputs, norm=norm)
+        self.conv2 = ConvBlock(outputs, outputs, norm=norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.hl_conv(x)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for, infer_depth
 from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgument, as_upsampling
 from smp3d_export.architectures.layers import ActivationArgument, ConvBlock
+from smp3d_export.architectures.normalisation import IDENTITY, Norm, NormArgument, infer_norm, norm_of
 from smp3d_export.architectures.pooling import AdaptiveAvgPool3d
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec
 
@@ -36,10 +37,15 @@ class PSPNet(SegmentationModel):
             input's size (8 with three default strides).
         aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
         strides: one (H, W, D) triple per stage.
+        decoder_use_norm: normalisation after the decoder's convolutions: `batchnorm` or True, `groupnorm`,
+            `instancenorm`, `layernorm`, `identity` or False; or a mapping with one of these names as `type` and further
+            arguments of the layer.
 
     Raises:
         UsageError: the arguments do not fit together.
     """
+
+    norm_block = "decoder.conv"
 
     def __init__(
         self,
@@ -55,6 +61,7 @@ class PSPNet(SegmentationModel):
         upsampling: UpsamplingArgument = None,
         aux_params: Mapping[str, Any] | None = None,
         strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
+        decoder_use_norm: NormArgument = "batchnorm",
     ) -> None:
         super().__init__()
         self.encoder = encoder_for(
@@ -65,9 +72,8 @@ class PSPNet(SegmentationModel):
             weights=encoder_weights,
             strides=strides,
         )
-        self.decoder = PSPDecoder(
-            self.encoder.out_channels[-1], psp_out_channels, batchnorm=psp_use_batchnorm, dropout=psp_dropout
-        )
+        norm = norm_of(decoder_use_norm, psp_use_batchnorm, "psp_use_batchnorm")
+        self.decoder = PSPDecoder(self.encoder.out_channels[-1], psp_out_channels, norm=norm, dropout=psp_dropout)
         self.segmentation_head = SegmentationHead(
             psp_out_channels,
             classes,
@@ -81,7 +87,7 @@ class PSPNet(SegmentationModel):
     def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
         return {
             "psp_out_channels": shapes["decoder.conv.0.weight"][0],
-            "psp_use_batchnorm": "decoder.conv.1.weight" in shapes,
+            **infer_norm(shapes, cls.norm_block, "psp_use_batchnorm"),
             **infer_depth(encoder, shapes["decoder.psp.blocks.0.pool.1.0.weight"][1], default=DEFAULT_DEPTH),
         }
 
@@ -89,10 +95,10 @@ class PSPNet(SegmentationModel):
 class PSPDecoder(nn.Module):
     """The pyramid of averages, and a 1³ convolution over all levels."""
 
-    def __init__(self, inputs: int, outputs: int, *, batchnorm: bool, dropout: float) -> None:
+    def __init__(self, inputs: int, outputs: int, *, norm: Norm, dropout: float) -> None:
         super().__init__()
-        self.psp = PyramidPooling(inputs, batchnorm=batchnorm)
-        self.conv = ConvBlock(self.psp.out_channels, outputs, 1, batchnorm=batchnorm)
+        self.psp = PyramidPooling(inputs, norm=norm)
+        self.conv = ConvBlock(self.psp.out_channels, outputs, 1, norm=norm)
         self.dropout = nn.Dropout3d(dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -103,11 +109,11 @@ class PSPDecoder(nn.Module):
 class PyramidPooling(nn.Module):
     """(N, C, H, W, D) to the same size with up to 2·C channels: a quarter of C from each level, then the map itself."""
 
-    def __init__(self, channels: int, *, batchnorm: bool) -> None:
+    def __init__(self, channels: int, *, norm: Norm) -> None:
         super().__init__()
         width = channels // len(BINS)
         self.out_channels = width * len(BINS) + channels
-        self.blocks = nn.ModuleList(PoolingBlock(channels, width, bins, batchnorm=batchnorm) for bins in BINS)
+        self.blocks = nn.ModuleList(PoolingBlock(channels, width, bins, norm=norm) for bins in BINS)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([*(block(x) for block in self.blocks), x], dim=1)
@@ -116,12 +122,12 @@ class PyramidPooling(nn.Module):
 class PoolingBlock(nn.Module):
     """Averages over `bins` per axis, a 1³ convolution, and trilinear upsampling with aligned corners."""
 
-    def __init__(self, inputs: int, outputs: int, bins: int, *, batchnorm: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, bins: int, *, norm: Norm) -> None:
         super().__init__()
         self.pool = nn.Sequential(
             AdaptiveAvgPool3d(bins),
-            # Batch normalisation cannot be trained on a single voxel.
-            ConvBlock(inputs, outputs, 1, batchnorm=batchnorm and bins > 1),
+            # Most normalisations cannot be trained on a single voxel, so the 2D library has none here.
+            ConvBlock(inputs, outputs, 1, norm=norm if bins > 1 else IDENTITY),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from smp3d_export.architectures.layers import (
     infer_attention,
     infer_blocks,
 )
+from smp3d_export.architectures.normalisation import Norm, NormArgument, infer_norm, norm_of
 from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec
 
@@ -36,10 +37,15 @@ class UnetPlusPlus(SegmentationModel):
         activation: activation of the masks: a name, a callable that returns a module, or None for logits.
         aux_params: adds a classification head on the last feature map (`classes`, `pooling`, `dropout`, `activation`).
         strides: one (H, W, D) triple per stage.
+        decoder_use_norm: normalisation after the decoder's convolutions: `batchnorm` or True, `groupnorm`,
+            `instancenorm`, `layernorm`, `identity` or False; or a mapping with one of these names as `type` and further
+            arguments of the layer.
 
     Raises:
         UsageError: the arguments do not fit together.
     """
+
+    norm_block = "decoder.blocks.x_0_0.conv1"
 
     def __init__(
         self,
@@ -54,6 +60,7 @@ class UnetPlusPlus(SegmentationModel):
         activation: ActivationArgument = None,
         aux_params: Mapping[str, Any] | None = None,
         strides: Sequence[Sequence[int]] = DEFAULT_STRIDES,
+        decoder_use_norm: NormArgument = "batchnorm",
     ) -> None:
         super().__init__()
         self.encoder = encoder_for(
@@ -67,7 +74,7 @@ class UnetPlusPlus(SegmentationModel):
         self.decoder = UnetPlusPlusDecoder(
             self.encoder,
             decoder_channels,
-            batchnorm=decoder_use_batchnorm,
+            norm=norm_of(decoder_use_norm, decoder_use_batchnorm),
             attention=decoder_attention_type,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, activation=activation)
@@ -76,7 +83,8 @@ class UnetPlusPlus(SegmentationModel):
 
     @classmethod
     def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
-        return infer_blocks(shapes, "decoder.blocks.x_0_") | infer_attention(shapes, "decoder.blocks.x_0_0")
+        blocks = infer_blocks(shapes, "decoder.blocks.x_0_") | infer_attention(shapes, "decoder.blocks.x_0_0")
+        return blocks | infer_norm(shapes, cls.norm_block, "decoder_use_batchnorm")
 
 
 class UnetPlusPlusDecoder(nn.Module):
@@ -87,15 +95,13 @@ class UnetPlusPlusDecoder(nn.Module):
     only it uses `decoder_channels` and continues to the input's size.
     """
 
-    def __init__(
-        self, encoder: Encoder, decoder_channels: Sequence[int], *, batchnorm: bool, attention: str | None
-    ) -> None:
+    def __init__(self, encoder: Encoder, decoder_channels: Sequence[int], *, norm: Norm, attention: str | None) -> None:
         super().__init__()
         check_decoder_channels(decoder_channels, encoder.depth)
         head, *skips = reversed(encoder.out_channels[1:])
         self.levels = len(skips)
         # As in the published package, the centre's layers are in the state dict but never run.
-        self.center = center_block(head, batchnorm=batchnorm) if encoder.spec.unet_center else nn.Identity()
+        self.center = center_block(head, norm=norm) if encoder.spec.unet_center else nn.Identity()
         self.blocks = nn.ModuleDict()
         strides = encoder.strides[::-1]
         below = (head, *skips)  # channels of what a nested decoder upsamples
@@ -108,11 +114,11 @@ class UnetPlusPlusDecoder(nn.Module):
                     skip * (level + 1 - start),
                     outputs,
                     strides[level],
-                    batchnorm=batchnorm,
+                    norm=norm,
                     attention=attention,
                 )
         self.blocks[f"x_0_{self.levels}"] = DecoderBlock(
-            outer[-2], 0, outer[-1], strides[-1], batchnorm=batchnorm, attention=attention
+            outer[-2], 0, outer[-1], strides[-1], norm=norm, attention=attention
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

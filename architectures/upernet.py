@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from smp3d_export.architectures.base import SegmentationModel, Shapes, classification_head, encoder_for
 from smp3d_export.architectures.heads import SegmentationHead, UpsamplingArgument, as_upsampling
-from smp3d_export.architectures.layers import ActivationArgument, upsample
+from smp3d_export.architectures.layers import ActivationArgument, ConvBlock, upsample
+from smp3d_export.architectures.normalisation import LayerNorm, Norm, NormArgument, infer_norm, norm_of
 from smp3d_export.architectures.pooling import AdaptiveAvgPool3d
 from smp3d_export.encoders.base import Encoder
 from smp3d_export.encoders.spec import DEFAULT_STRIDES, EncoderSpec, Strides, Triple, product
-from smp3d_export.errors import UsageError, unknown
-
-NormArgument = bool | str | Mapping[str, Any]
+from smp3d_export.errors import UsageError
 
 BINS = (1, 2, 3, 6)
 FIRST = 2
@@ -32,8 +31,9 @@ class UPerNet(SegmentationModel):
         encoder_depth: how many of the encoder's five stages run, at least 3.
         encoder_weights: name of published weights, or None for random weights.
         decoder_channels: C of the decoder's maps.
-        decoder_use_norm: normalisation after the decoder's convolutions: `batchnorm` or True, `layernorm`, `identity`
-            or False; or a mapping with one of these names as `type` and further arguments of the layer.
+        decoder_use_norm: normalisation after the decoder's convolutions: `batchnorm` or True, `groupnorm`,
+            `layernorm`, `identity` or False; or a mapping with one of these names as `type` and further arguments of
+            the layer.
         in_channels: C of the input.
         classes: channels of the masks.
         activation: activation of the masks: a name, a callable that returns a module, or None for logits.
@@ -45,6 +45,8 @@ class UPerNet(SegmentationModel):
     Raises:
         UsageError: the arguments do not fit together.
     """
+
+    norm_block = "decoder.fusion_block"
 
     def __init__(
         self,
@@ -63,6 +65,12 @@ class UPerNet(SegmentationModel):
         super().__init__()
         if encoder_depth <= FIRST:
             raise UsageError(f"encoder_depth is {encoder_depth}; UPerNet takes {FIRST + 1} to 5")
+        norm = norm_of(decoder_use_norm)
+        if norm.name == "instancenorm":
+            raise UsageError(
+                "decoder_use_norm is 'instancenorm', which UPerNet cannot use: the global mean is a single voxel, "
+                "which has no variance to normalise by"
+            )
         self.encoder = encoder_for(
             self,
             encoder_name,
@@ -71,7 +79,7 @@ class UPerNet(SegmentationModel):
             weights=encoder_weights,
             strides=strides,
         )
-        self.decoder = UPerNetDecoder(self.encoder, decoder_channels, decoder_use_norm)
+        self.decoder = UPerNetDecoder(self.encoder, decoder_channels, norm)
         self.segmentation_head = SegmentationHead(
             decoder_channels,
             classes,
@@ -86,16 +94,14 @@ class UPerNet(SegmentationModel):
     def infer_decoder(cls, shapes: Shapes, encoder: EncoderSpec) -> dict[str, Any]:
         channels = shapes["decoder.fusion_block.0.weight"][0]
         maps = sum(key.startswith("decoder.feature_norms.") and key.endswith(".weight") for key in shapes)
-        norm = "identity"
-        if "decoder.fusion_block.1.weight" in shapes:
-            norm = "batchnorm" if "decoder.fusion_block.1.running_mean" in shapes else "layernorm"
-        return {"encoder_depth": maps + FIRST - 1, "decoder_channels": channels, "decoder_use_norm": norm}
+        depth = {"encoder_depth": maps + FIRST - 1, "decoder_channels": channels}
+        return depth | infer_norm(shapes, cls.norm_block, None)
 
 
 class UPerNetDecoder(nn.Module):
     """From the last map to the second stage's: each map is added to the upsampled coarser one; then all are fused."""
 
-    def __init__(self, encoder: Encoder, channels: int, norm: NormArgument) -> None:
+    def __init__(self, encoder: Encoder, channels: int, norm: Norm) -> None:
         super().__init__()
         *finer, last = encoder.out_channels[FIRST:]
         self.feature_norms = nn.ModuleList(LayerNorm(inputs, eps=1e-6) for inputs in (*finer, last))
@@ -105,8 +111,8 @@ class UPerNetDecoder(nn.Module):
         self.strides: Strides = tuple(reversed(encoder.strides[FIRST:]))
         for inputs, stride in zip(reversed(finer), self.strides, strict=True):
             self.fpn_lateral_blocks.append(Lateral(inputs, channels, stride, norm))
-            self.fpn_conv_blocks.append(NormBlock(channels, channels, 3, norm))
-        self.fusion_block = NormBlock((1 + len(finer)) * channels, channels, 3, norm)
+            self.fpn_conv_blocks.append(ConvBlock(channels, channels, 3, norm=norm))
+        self.fusion_block = ConvBlock((1 + len(finer)) * channels, channels, 3, norm=norm)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """The encoder's feature maps to one map of the second stage's size."""
@@ -123,13 +129,13 @@ class UPerNetDecoder(nn.Module):
 class PyramidPooling(nn.Module):
     """Averages over 1, 2, 3 and 6 bins per axis, resized to the map, and a convolution over all of them and the map."""
 
-    def __init__(self, inputs: int, outputs: int, norm: NormArgument) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.Sequential(AdaptiveAvgPool3d(bins), NormBlock(inputs, outputs, 1, norm)) for bins in BINS
+            nn.Sequential(AdaptiveAvgPool3d(bins), ConvBlock(inputs, outputs, 1, norm=norm)) for bins in BINS
         )
         # Batch normalisation whatever `norm` is, as in the 2D library's state dicts.
-        self.out_conv = NormBlock(inputs + len(BINS) * outputs, outputs, 3, "batchnorm")
+        self.out_conv = ConvBlock(inputs + len(BINS) * outputs, outputs, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W, D) to (N, outputs, H, W, D)."""
@@ -143,67 +149,10 @@ class PyramidPooling(nn.Module):
 class Lateral(nn.Module):
     """A 1³ convolution of the finer map, added to the upsampled coarser one."""
 
-    def __init__(self, inputs: int, outputs: int, stride: Triple, norm: NormArgument) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: Triple, norm: Norm) -> None:
         super().__init__()
         self.stride = stride
-        self.conv_norm_relu = NormBlock(inputs, outputs, 1, norm)
+        self.conv_norm_relu = ConvBlock(inputs, outputs, 1, norm=norm)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         return upsample(coarse, self.stride, "trilinear", False) + self.conv_norm_relu(fine)
-
-
-class NormBlock(nn.Sequential):
-    """Convolution ("same" padding, a bias if no normalisation follows), normalisation and ReLU."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, norm: NormArgument) -> None:
-        layer = norm_layer(norm, outputs)
-        bias = isinstance(layer, nn.Identity)
-        super().__init__(
-            nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, bias=bias),
-            layer,
-            nn.ReLU(inplace=True),
-        )
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each voxel of (N, C, H, W, D)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
-
-
-NORMS: dict[str, Callable[..., nn.Module]] = {
-    "batchnorm": nn.BatchNorm3d,
-    "layernorm": LayerNorm,
-    "identity": lambda channels: nn.Identity(),
-}
-IMPOSSIBLE_NORMS = {
-    "instancenorm": "the global mean is a single voxel, which has no variance to normalise by",
-    "inplace": "it comes from another package, and its kernels cannot be exported",
-}
-
-
-def norm_layer(norm: NormArgument, channels: int) -> nn.Module:
-    """The layer of `decoder_use_norm`.
-
-    Raises:
-        UsageError: there is no such layer, UPerNet cannot use it, or it does not have the given arguments.
-    """
-    if isinstance(norm, bool):
-        norm = "batchnorm" if norm else "identity"
-    arguments = {"type": norm} if isinstance(norm, str) else norm
-    if not isinstance(arguments, Mapping) or not isinstance(arguments.get("type"), str):
-        raise UsageError(
-            f"decoder_use_norm is {norm!r}; it takes the name of a layer ({', '.join(NORMS)}), "
-            'or a mapping with one of these as "type" and further arguments of the layer'
-        )
-    name = arguments["type"].lower()
-    further = {key: value for key, value in arguments.items() if key != "type"}
-    if name in IMPOSSIBLE_NORMS:
-        raise UsageError(f"decoder_use_norm is {name!r}, which UPerNet cannot use: {IMPOSSIBLE_NORMS[name]}")
-    if name not in NORMS:
-        raise unknown("decoder_use_norm", name, NORMS, ", ".join(NORMS))
-    try:
-        return NORMS[name](channels, **further)
-    except TypeError as error:
-        raise UsageError(f"decoder_use_norm {name} does not take {further}: {error}") from None

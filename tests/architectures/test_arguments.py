@@ -52,6 +52,7 @@ def test_a_model_knows_its_arguments_however_they_were_given() -> None:
         "activation": None,
         "aux_params": None,
         "strides": [[2, 2, 2]] * 5,
+        "decoder_use_norm": "batchnorm",
     }
 
 
