@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from smp3d_export.architectures import ARCHITECTURES
 from smp3d_export.architectures.arguments import by_name, check_arguments, plain
 from smp3d_export.architectures.heads import ClassificationHead
+from smp3d_export.architectures.normalisation import Norm
 from smp3d_export.architectures.persistence import find, save
 from smp3d_export.contract import AXES, ShapeContract, check_multiples, written
 from smp3d_export.encoders import encoder_spec, get_encoder
 from smp3d_export.encoders.base import Encoder
-from smp3d_export.encoders.spec import STAGES, EncoderSpec, Triple
+from smp3d_export.encoders.spec import STAGES, EncoderSpec, Triple, product
 from smp3d_export.errors import CheckpointError, ShapeError, UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,8 +31,10 @@ class SegmentationModel(nn.Module):
     decoder: nn.Module
     segmentation_head: nn.Module
     classification_head: nn.Module | None
-    min_size_reason: ClassVar[str] = ""
+    min_size_reason: str = ""
     """Why `min_size` is larger than the encoder's."""
+    two_voxels_after: int | None = None
+    """After how many of the encoder's stages a feature map needs two voxels; None if one is enough."""
     norm_block: ClassVar[str] = ""
     """The key of one of the decoder's `ConvBlock`s, if their normalisation is an argument."""
     _given: tuple[list[Any], dict[str, Any]]
@@ -55,7 +58,20 @@ class SegmentationModel(nn.Module):
     @property
     def min_size(self) -> Triple:
         """The smallest volume (H, W, D) that the network takes."""
-        return self.encoder.min_size
+        least = self.encoder.min_size
+        if self.two_voxels_after is None or least != product(self.encoder.strides[: self.two_voxels_after]):
+            return least
+        longest = self.multiple.index(max(self.multiple))  # volumes tend to be larger along it
+        h, w, d = (
+            size + k * (axis == longest) for axis, (size, k) in enumerate(zip(least, self.multiple, strict=True))
+        )
+        return h, w, d
+
+    def normalises(self, norm: Norm, stages: int) -> None:
+        """Note that the decoder normalises the feature map after so many stages, or one of its size."""
+        if norm.needs_two_voxels:
+            self.two_voxels_after = stages
+            self.min_size_reason = "its instance normalisation needs two voxels in the smallest feature map"
 
     def check(self, shape: Sequence[int]) -> None:
         """Refuse an input (N, C, H, W, D) that the network cannot take.

@@ -62,7 +62,9 @@ class Linknet(SegmentationModel):
             weights=encoder_weights,
             strides=strides,
         )
-        self.decoder = LinknetDecoder(self.encoder, norm=norm_of(decoder_use_norm, decoder_use_batchnorm))
+        norm = norm_of(decoder_use_norm, decoder_use_batchnorm)
+        self.normalises(norm, encoder_depth)
+        self.decoder = LinknetDecoder(self.encoder, norm=norm)
         self.segmentation_head = SegmentationHead(FINAL_CHANNELS, classes, kernel=1, activation=activation)
         self.classification_head = classification_head(self.encoder.out_channels[-1], aux_params)
         self.name = f"link-{encoder_name}"

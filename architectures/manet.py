@@ -76,10 +76,12 @@ class MAnet(SegmentationModel):
             weights=encoder_weights,
             strides=strides,
         )
+        norm = norm_of(decoder_use_norm, decoder_use_batchnorm)
+        self.normalises(norm, encoder_depth)
         self.decoder = MAnetDecoder(
             self.encoder,
             decoder_channels,
-            norm=norm_of(decoder_use_norm, decoder_use_batchnorm),
+            norm=norm,
             pab_channels=decoder_pab_channels,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, activation=activation)

@@ -33,9 +33,9 @@ class GroupNorm(nn.GroupNorm):
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """Instance normalisation that also takes a map of one voxel, which PyTorch's module refuses.
+    """Instance normalisation without PyTorch's refusal of maps of one voxel, which a capture could not keep.
 
-    The smallest volume of a network may have such a map at its coarsest stage; the output is then the bias, or 0.
+    The networks refuse volumes with such a map: its values would be nothing but rounding errors.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -77,6 +77,11 @@ class Norm:
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs_two_voxels(self) -> bool:
+        """Whether it divides by the deviation of a channel over the map, which a single voxel does not have."""
+        return self.name == "instancenorm" and not self.arguments.get("track_running_stats", False)
 
     def layer(self, channels: int) -> nn.Module:
         """The layer for a map with so many channels.
@@ -155,7 +160,7 @@ def norms_shown(shapes: Mapping[str, tuple[int, ...]], block: str) -> tuple[str,
     if f"{block}.1.running_mean" in shapes:
         return ("batchnorm",)
     if f"{block}.1.weight" in shapes:
-        return "layernorm", f"groupnorm,num_groups={GROUPS}", "instancenorm,affine=true"
+        return "layernorm", "groupnorm,num_groups=N", "instancenorm,affine=true"
     return ("identity",) if f"{block}.0.bias" in shapes else ("instancenorm",)
 
 

@@ -73,6 +73,7 @@ class PSPNet(SegmentationModel):
             strides=strides,
         )
         norm = norm_of(decoder_use_norm, psp_use_batchnorm, "psp_use_batchnorm")
+        self.normalises(norm, encoder_depth)
         self.decoder = PSPDecoder(self.encoder.out_channels[-1], psp_out_channels, norm=norm, dropout=psp_dropout)
         self.segmentation_head = SegmentationHead(
             psp_out_channels,

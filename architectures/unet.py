@@ -71,10 +71,12 @@ class Unet(SegmentationModel):
             weights=encoder_weights,
             strides=strides,
         )
+        norm = norm_of(decoder_use_norm, decoder_use_batchnorm)
+        self.normalises(norm, encoder_depth if self.encoder.spec.unet_center else encoder_depth - 1)
         self.decoder = UnetDecoder(
             self.encoder,
             decoder_channels,
-            norm=norm_of(decoder_use_norm, decoder_use_batchnorm),
+            norm=norm,
             attention=decoder_attention_type,
         )
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, activation=activation)

@@ -137,6 +137,16 @@ NoDecoderBatchnorm = Annotated[
         "--no-decoder-use-batchnorm", rich_help_panel=NETWORK, help="Decoder without batch norm (uses biases)."
     ),
 ]
+DecoderNorm = Annotated[
+    str | None,
+    typer.Option(
+        "--decoder-use-norm",
+        metavar="NAME[,K=V,...]",
+        rich_help_panel=NETWORK,
+        help="Normalisation in the decoder: batchnorm, groupnorm, instancenorm, layernorm or identity; with arguments "
+        "of the layer, such as groupnorm,num_groups=8",
+    ),
+]
 DecoderAttention = Annotated[
     str | None,
     typer.Option(

@@ -64,14 +64,26 @@ def normalisation(text: str | None) -> Normalisation | None:
     return Normalisation(mean, std)
 
 
-def pairs(option: str, text: str) -> dict[str, Any]:
+def pairs(option: str, text: str, example: str = "classes=4,pooling=avg,dropout=0.2") -> dict[str, Any]:
     """`classes=4,pooling=avg` to a dictionary, its values as `value` reads them."""
     entries = [entry.partition("=") for entry in text.split(",")]
     if any(not key.strip() or not equals for key, equals, _ in entries):
-        raise UsageError(
-            f"{option} is {text!r}; write pairs with commas, for example classes=4,pooling=avg,dropout=0.2"
-        )
+        raise UsageError(f"{option} is {text!r}; write pairs with commas, for example {example}")
     return {key.strip(): value(entry) for key, _, entry in entries}
+
+
+def norm(text: str) -> bool | str | dict[str, Any]:
+    """`groupnorm` as it is, true and false, and `groupnorm,num_groups=8` to a dictionary with the name as `type`."""
+    name, comma, _ = text.partition(",")
+    if not comma and "=" not in name:
+        return {"true": True, "false": False}.get(text.strip().lower(), text.strip())
+    written = text if "=" in name else f"type={text}"
+    try:
+        return pairs("--decoder-use-norm", written)
+    except UsageError:
+        raise UsageError(
+            f"--decoder-use-norm is {text!r}; write a name and pairs with commas, for example groupnorm,num_groups=8"
+        ) from None
 
 
 def arguments(named: Mapping[str, Any], texts: Iterable[str], option: str = "--arg") -> dict[str, Any]:

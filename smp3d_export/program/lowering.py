@@ -39,6 +39,7 @@ FP32_OPERATORS = {
     "softmax": "rounding its exponentials changes labels",
     "layer_norm": "it sums squares",
     "group_norm": "it sums squares",
+    "instance_norm": "it sums squares",
     "batch_norm": "it subtracts nearly equal numbers",
     "adaptive_avg_pool3d": "it sums a whole volume",
     "mean": "it sums a whole volume",

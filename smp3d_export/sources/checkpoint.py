@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smp3d_export.architectures import architecture_class, create_model
 from smp3d_export.architectures.base import SegmentationModel, Shapes
+from smp3d_export.architectures.normalisation import NORM_ARGUMENTS, norm_of, norms_shown
 from smp3d_export.architectures.persistence import build
 from smp3d_export.encoders import ENCODERS, encoder_spec, get_encoder
 from smp3d_export.encoders.published import shapes
@@ -105,7 +106,9 @@ class Attempt:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return {**self.inferred, **self.given, "encoder_weights": None}
+        decided = NORM_ARGUMENTS if NORM_ARGUMENTS & self.given.keys() else ()
+        inferred = {name: value for name, value in self.inferred.items() if name not in decided}
+        return {**inferred, **self.given, "encoder_weights": None}
 
     @cached_property
     def built(self) -> SegmentationModel | UsageError:
@@ -152,7 +155,10 @@ class Attempt:
         if isinstance(self.built, UsageError):
             return CheckpointError(f"{where!r} does not fit {network}: {self.built}")
         lines = [f"{where!r} is not a checkpoint of {network}:", *differences(self.expected, found)]
+        lines += self.norm_lines()
         for name, value in self.inferred.items():
+            if name in NORM_ARGUMENTS:
+                continue
             if name in self.given and list_of(self.given[name]) != list_of(value):
                 lines.append(
                     f"  The tensors show {name} {written(value)}: give --{name.replace('_', '-')} {written(value)}."
@@ -164,6 +170,19 @@ class Attempt:
             lines.append(f"  It holds an encoder alone: start from that with --encoder-weights {path}.")
         return CheckpointError("\n".join(lines))
 
+    def norm_lines(self) -> list[str]:
+        """What to give if the decoder's normalisation is another one than the tensors show."""
+        block = architecture_class(self.architecture).norm_block
+        shown = norms_shown(self.found, block)
+        if shown in ((), norms_shown(self.expected, block)):
+            return []
+        if len(shown) == 1:
+            return [f"  The tensors show another normalisation in the decoder: give --decoder-use-norm {shown[0]}."]
+        return [
+            f"  The decoder's normalisation has weights and no running statistics, as {', '.join(shown[:-1])} and "
+            f"{shown[-1]} have: give --decoder-use-norm with the one that it was trained with."
+        ]
+
     @property
     def notes(self) -> list[str]:
         """What the tensors showed of the arguments, and what had to be assumed."""
@@ -172,13 +191,18 @@ class Attempt:
         shown = [
             f"{name} {written(value)}"
             for name, value in self.inferred.items()
-            if name not in self.given and (name in ALWAYS_SAID or list_of(value) != list_of(defaults[name].default))
+            if name in self.arguments
+            and name not in self.given
+            and (name in ALWAYS_SAID or list_of(value) != list_of(defaults[name].default))
         ]
         if shown:
             notes.append(f"inferred from the checkpoint: {', '.join(shown)}")
         assumed = [f"default {name}" for name in UNSHOWN if name in defaults and name not in self.arguments]
         if "aux_params" in self.inferred and "aux_params" not in self.given:
             assumed.append("default pooling and activation of aux_params")
+        norm = self.arguments.get("decoder_use_norm")
+        if norm is not None and "num_groups" not in norm_of(norm).arguments and norm_of(norm).name == "groupnorm":
+            assumed.append("default num_groups of decoder_use_norm")
         if assumed:
             notes.append(f"assumed, because tensors cannot show it: {', '.join(assumed)}")
         return notes

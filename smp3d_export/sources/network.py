@@ -30,7 +30,9 @@ from smp3d_export.sources.request import Program, Request
 from smp3d_export.sources.sizes import Needs
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-NORMALISATIONS = (nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+RUNNING = (nn.BatchNorm3d, nn.InstanceNorm3d)
+"""Layers that may have running statistics."""
+NORMALISATIONS = (*RUNNING, nn.GroupNorm, nn.LayerNorm)
 SMALLEST_DEFAULT = 64
 """The default size of each volume axis of the optimum, in voxels."""
 
@@ -310,7 +312,8 @@ def randomise_normalisations(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, NORMALISATIONS) and module.weight is not None:
             nn.init.normal_(module.weight, 0.8, 0.1)
-            nn.init.normal_(module.bias, 0.0, 0.1)
-        if isinstance(module, nn.BatchNorm3d) and module.running_mean is not None and module.running_var is not None:
+            if module.bias is not None:
+                nn.init.normal_(module.bias, 0.0, 0.1)
+        if isinstance(module, RUNNING) and module.running_mean is not None and module.running_var is not None:
             nn.init.normal_(module.running_mean, 0.0, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
