@@ -141,7 +141,7 @@ def export(
     strides: options.Strides = None,
     decoder_channels: options.DecoderChannels = None,
     no_decoder_batchnorm: options.NoDecoderBatchnorm = False,
-    decoder_norm: options.DecoderNorm = None,
+    decoder_use_norm: options.DecoderUseNorm = None,
     decoder_attention: options.DecoderAttention = None,
     activation: options.Activation = None,
     aux_params: options.AuxParams = None,
@@ -151,7 +151,7 @@ def export(
 
     The artifact is a folder with the model, a manifest and a golden input. The batch and all volume axes are dynamic.
     """
-    if no_decoder_batchnorm and decoder_norm is not None:
+    if no_decoder_batchnorm and decoder_use_norm is not None:
         raise UsageError("--decoder-use-norm and --no-decoder-use-batchnorm say the same thing: give one of the two")
     named = {
         "encoder_name": encoder_spec(encoder).name,
@@ -161,7 +161,7 @@ def export(
         "strides": None if strides is None else parsing.strides(strides),
         "decoder_channels": None if decoder_channels is None else parsing.values(decoder_channels),
         "decoder_use_batchnorm": False if no_decoder_batchnorm else None,
-        "decoder_use_norm": None if decoder_norm is None else parsing.norm(decoder_norm),
+        "decoder_use_norm": None if decoder_use_norm is None else parsing.norm(decoder_use_norm),
         "decoder_attention_type": decoder_attention,
         "activation": activation,
         "aux_params": None if aux_params is None else parsing.pairs("--aux-params", aux_params),

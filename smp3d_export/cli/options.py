@@ -137,10 +137,9 @@ NoDecoderBatchnorm = Annotated[
         "--no-decoder-use-batchnorm", rich_help_panel=NETWORK, help="Decoder without batch norm (uses biases)."
     ),
 ]
-DecoderNorm = Annotated[
+DecoderUseNorm = Annotated[
     str | None,
     typer.Option(
-        "--decoder-use-norm",
         metavar="NAME[,K=V,...]",
         rich_help_panel=NETWORK,
         help="Normalisation in the decoder: batchnorm, groupnorm, instancenorm, layernorm or identity; with arguments "

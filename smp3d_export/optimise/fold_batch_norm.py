@@ -2,7 +2,8 @@
 
     (conv(x, w) + b) * s + t = conv(x, w * s) + b * s + t
 
-with one `s` per output channel. Exact in inference, where mean and variance are constants.
+with one `s` per output channel. Exact in inference, where mean and variance are constants. So is an instance
+normalisation that keeps running statistics, which then computes the same from the same arguments.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class FoldBatchNorm(Rewrite):
     name = "fold-batch-norm"
 
     def match(self, module: GraphModule, node: Node) -> Match | Miss | None:
-        if not is_call(node, aten.batch_norm.default):
+        tracking = is_call(node, aten.instance_norm.default) and not arguments_of(node)[5]
+        if not tracking and not is_call(node, aten.batch_norm.default):
             return None
         conv = arguments_of(node)[0]
         transposed = is_call(conv, aten.conv_transpose3d.input)

@@ -87,7 +87,9 @@ class Conv:
 
 
 def affine(module: GraphModule, node: Node) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift per channel, in float64, of an `aten.batch_norm` node in inference; None in training mode.
+    """Scale and shift per channel, in float64, of a normalisation in inference; None in training mode.
+
+    `node` is an `aten.batch_norm`, or an `aten.instance_norm`, which has the same arguments.
 
     x * s + t with s = gamma / sqrt(variance + eps) and t = beta - mean * s
     """
