@@ -39,14 +39,14 @@ PRECISIONS = [pytest.param(name, marks=needs_bf16 if name == "bf16" else ()) for
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Exports the small network in a precision, once, by the command line."""
+    """Exports the small network at one shape in a precision, once, by the command line."""
     folder = tmp_path_factory.mktemp("openvino")
 
     def make(precision: str) -> Path:
         place = folder / precision
         if not place.exists():
-            arguments = [*SMALL, "--classes", "2", "--to", "openvino", "--no-bench", "--precision", precision]
-            result = CliRunner().invoke(app, [*arguments, "-o", str(place)])
+            arguments = [*SMALL, "--classes", "2", "--static", "--to", "openvino", "--no-bench"]
+            result = CliRunner().invoke(app, [*arguments, "--precision", precision, "-o", str(place)])
             assert result.exit_code == 0, result.output
         return place
 
@@ -145,7 +145,7 @@ def test_one_arithmetic_for_all_is_said_of_keep_fp32(cli) -> None:
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=needs_bf16)])
 def test_from_an_onnx_graph_of_the_same_precision_or_of_fp32(cli, precision: str) -> None:
     for given in ("fp32", precision):
-        result = cli(*SMALL, "--to", "onnx", "--precision", given, "--no-bench", "-o", given)
+        result = cli(*SMALL, "--static", "--to", "onnx", "--precision", given, "--no-bench", "-o", given)
         assert result.exit_code == 0, result.output
         arguments = ("from", f"{given}/model.onnx", "--to", "openvino", "--no-bench", "-o", f"ov-{given}")
         result = cli(*arguments, "--precision", precision)

@@ -78,9 +78,9 @@ def test_a_precision_that_a_target_lacks_is_said_to_be_unavailable(target: str) 
         targets.ready(target, Precision.TF32)
 
 
-def test_without_openvino_the_other_target_is_kept(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_openvino_the_other_target_is_kept(cli, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
-    result = cli(*SMALL, "--to", "openvino,onnx", "--no-bench", "-o", "net")
+    result = cli(*tiny, "--static", "--to", "openvino,onnx", "--no-bench", "-o", "net")
     assert result.exit_code == 3
     assert "pip install 'smp3d-export[openvino]'" in " ".join(result.output.split())
     assert [path.name for path in Path("net").iterdir()] == ["onnx"]

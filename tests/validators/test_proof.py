@@ -20,16 +20,17 @@ from smp3d_export.onnxgraph import emulation
 from smp3d_export.program import lowering
 
 Cli = Callable[..., Result]
+FP16 = ("--precision", "fp16", "--no-bench")
 
 
 @pytest.fixture
 def fp16(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Exports the tiny network in fp16, a 16-bit scan being compared too; a voxel of it is more than fp16 holds."""
+    """Exports the tiny network in fp16 at one shape. A 16-bit scan is compared; fp16 cannot hold one of its voxels."""
     tiny_encoder.register(monkeypatch)
     scan = (np.random.default_rng(0).random((16, 12, 8)) ** 2 * 65535).astype(np.uint16)
     scan[0, 0, 0] = 65535
     np.save("scan.npy", scan)
-    return lambda *args: cli(*TINY, "--precision", "fp16", "--sample", "scan.npy", "--no-bench", *args)
+    return lambda *args: cli(*TINY, *FP16, "--static", "--sample", "scan.npy", *args)
 
 
 def flat(text: str) -> str:
@@ -58,8 +59,9 @@ def test_the_verdict_of_a_target_is_the_same_alone_first_and_last(
         assert verdicts[0][0]["passed"] == np.isfinite(limit)
 
 
+@pytest.mark.usefixtures("fp16")
 def test_every_case_is_compared_rounded_too_and_a_graph_of_two_targets_once(
-    fp16: Cli, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second target is a copy of the first under another name, since engines of two kinds take a GPU."""
     second = replace(backends.find("onnx"), name="second")
@@ -72,7 +74,7 @@ def test_every_case_is_compared_rounded_too_and_a_graph_of_two_targets_once(
             emulated.append(self)
 
     monkeypatch.setattr(emulation, "Emulation", Counted)
-    assert fp16("--to", "onnx,second", "-o", "net").exit_code == 0
+    assert cli(*TINY, *FP16, "--sample", "scan.npy", "--to", "onnx,second", "-o", "net").exit_code == 0
     assert len(emulated) == 1
     first, other = (manifest_of(f"net/{target}")["parity"] for target in ("onnx", "second"))
     assert first == other
@@ -111,7 +113,7 @@ def test_a_target_without_a_graph_of_its_own_says_what_fp16_holds(fp16: Cli, mon
 def test_a_file_that_overflows_on_a_sample_names_its_layers(fp16: Cli, cli: Cli) -> None:
     """It was exported without the sample."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    result = cli(*TINY, "--precision", "fp16", "--no-bench", "-o", "net")
+    result = cli(*TINY, *FP16, "--static", "-o", "net")
     assert result.exit_code == 0, result.output
     result = cli("from", "net/model.onnx", "--to", "trt-rtx", "--sample", "scan.npy", "--no-bench", "-o", "other")
     assert result.exit_code == 5
