@@ -165,8 +165,9 @@ def test_attention_keeps_its_softmax_in_fp32() -> None:
     )
 
 
-def test_half_precision_by_the_command_line(cli) -> None:
-    result = cli(*SMALL, "--precision", "fp16", "--keep-fp32", "segmentation_head", "--no-bench", "-o", "net")
+def test_half_precision_by_the_command_line(cli, tiny: tuple[str, ...]) -> None:
+    arguments = ("--precision", "fp16", "--keep-fp32", "segmentation_head", "--no-bench", "-o", "net")
+    result = cli(*tiny, "--static", *arguments)
     assert result.exit_code == 0, result.output
     manifest = json.loads(Path("net/manifest.json").read_text())
     assert (manifest["precision"], manifest["run"]) == ("fp16", "here")
@@ -180,8 +181,8 @@ def test_half_precision_by_the_command_line(cli) -> None:
     assert kinds.count(onnx.TensorProto.FLOAT16) == len(kinds) - 1
 
 
-def test_bfloat16_by_the_command_line_is_not_run_on_a_processor(cli) -> None:
-    result = cli(*SMALL, "--precision", "bf16", "-o", "net")
+def test_bfloat16_by_the_command_line_is_not_run_on_a_processor(cli, tiny: tuple[str, ...]) -> None:
+    result = cli(*tiny, "--static", "--precision", "bf16", "-o", "net")
     assert result.exit_code == 0, result.output
     assert "onnx: not run: ONNX Runtime has no bfloat16 operators" in " ".join(result.output.split())
     manifest = json.loads(Path("net/manifest.json").read_text())

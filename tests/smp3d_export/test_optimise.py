@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from small import SMALL
 from tiny import CONTRACT, Tiny, check, conv, misses, module_of, must_not_fire
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
@@ -327,10 +326,12 @@ def test_an_infinite_output_is_not_agreement() -> None:
     assert optimised.captured.program is captured.program
 
 
-def test_the_manifest_and_the_stage_name_a_rewrite_that_is_wrong(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_and_the_stage_name_a_rewrite_that_is_wrong(
+    cli, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     transposed = upsample_conv.transposed_kernel
     monkeypatch.setattr(upsample_conv, "transposed_kernel", lambda weight, scale: transposed(weight, scale) * 1.01)
-    result = cli(*SMALL, "--no-bench", "-o", "net")
+    result = cli(*tiny, "--static", "--no-bench", "-o", "net")
     assert result.exit_code == 0, result.output
     assert "upsample-conv rejected: it changes outputs by" in " ".join(result.stderr.split())
     manifest = json.loads(Path("net/manifest.json").read_text())
