@@ -67,8 +67,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[backends.Ba
         del sys.modules[name]
 
 
-def test_a_package_and_a_row_are_a_target(cli, toy: backends.Backend) -> None:
-    exported = cli(*SMALL, "--to", "onnx,toy", "-o", "net")
+def test_a_package_and_a_row_are_a_target(cli, tiny: tuple[str, ...], toy: backends.Backend) -> None:
+    exported = cli(*tiny, "--to", "onnx,toy", "-o", "net")
     assert exported.exit_code == 0, exported.output
     assert "  toy    fp32" in exported.stdout
     assert "net/toy/: golden.npz, manifest.json, model.toy" in exported.stdout

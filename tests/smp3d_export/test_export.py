@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from small import SMALL
+from tiny_encoder import SPEC
 
 import smp3d_export as smp
 from smp3d_export import hardware, runtime
@@ -25,8 +26,15 @@ from smp3d_export.artifact import folder as artifact
 from smp3d_export.backends.onnx import exporter as onnx_target
 from smp3d_export.backends.onnx import runner as onnx_runner
 from smp3d_export.errors import ExportError, ShapeError
+from smp3d_export.onnxgraph import planes
 from smp3d_export.sources.named import NamedNetwork, build
 from smp3d_export.sources.network import randomise_normalisations
+
+
+@pytest.fixture
+def static(tiny: tuple[str, ...]) -> tuple[str, ...]:
+    """The tiny network at one shape, for what does not depend on shapes."""
+    return (*tiny, "--static")
 
 
 def manifest_of(folder: Path):
@@ -111,9 +119,9 @@ def test_a_shape_outside_the_contract_is_refused_before_it_runs(exported: Path, 
         runtime.load(exported)(np.zeros(shape, np.float32))
 
 
-def test_the_optimiser_is_recorded_and_can_be_turned_off(exported: Path, cli) -> None:
+def test_the_optimiser_is_recorded_and_can_be_turned_off(exported: Path, cli, static: tuple[str, ...]) -> None:
     assert manifest_of(exported)["optimisations"] == {"fold-batch-norm": 16, "concat-conv": 2, "upsample-conv": 3}
-    assert cli(*SMALL, "--optimise", "off", "--no-bench", "-o", "net").exit_code == 0
+    assert cli(*static, "--optimise", "off", "--no-bench", "-o", "net").exit_code == 0
     assert manifest_of(Path("net"))["optimisations"] == {}
     operators = {node.op_type for node in onnx.load("net/model.onnx").graph.node}
     assert "ConvTranspose" not in operators
@@ -121,8 +129,11 @@ def test_the_optimiser_is_recorded_and_can_be_turned_off(exported: Path, cli) ->
 
 
 @pytest.mark.parametrize("faster", ["on", "cpu", "off"])
-def test_the_fastest_form_is_kept_for_each_target(cli, monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
+def test_the_fastest_form_is_kept_for_each_target(
+    cli, static: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, faster: str
+) -> None:
     """By runners that say how long they took."""
+    monkeypatch.setattr(planes, "MIN_CHANNELS", 1)
     taken = {name: 1.0 if name == faster else 2.0 for name in ("on", "cpu", "off")}
     used = {name: json.dumps({"asked": "auto", "used": name}) for name in taken}
 
@@ -131,7 +142,7 @@ def test_the_fastest_form_is_kept_for_each_target(cli, monkeypatch: pytest.Monke
         return next(taken[name] for name, text in used.items() if text == form)
 
     monkeypatch.setattr(onnx_runner.Runner, "seconds", seconds)
-    result = cli(*SMALL, "--optimise", "auto", "--no-bench", "-o", "net")
+    result = cli(*static, "--optimise", "auto", "--no-bench", "-o", "net")
     assert result.exit_code == 0, result.output
     manifest = json.loads(Path("net/manifest.json").read_text())
     assert manifest["optimise"] == {
@@ -145,7 +156,9 @@ def test_the_fastest_form_is_kept_for_each_target(cli, monkeypatch: pytest.Monke
     assert ("ConvTranspose" in {node.op_type for node in onnx.load("net/model.onnx").graph.node}) == (faster != "off")
 
 
-def test_a_form_that_cannot_be_exported_is_left_out(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_form_that_cannot_be_exported_is_left_out(
+    cli, static: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     export = onnx_target.Exporter.export
 
     def failing(self: Any, variant: Any, settings: Any, folder: Path) -> Any:
@@ -154,7 +167,7 @@ def test_a_form_that_cannot_be_exported_is_left_out(cli, monkeypatch: pytest.Mon
         return export(self, variant, settings, folder)
 
     monkeypatch.setattr(onnx_target.Exporter, "export", failing)
-    result = cli(*SMALL, "--optimise", "auto", "--no-bench", "-o", "net")
+    result = cli(*static, "--optimise", "auto", "--no-bench", "-o", "net")
     assert result.exit_code == 0, result.output
     found = manifest_of(Path("net"))["optimise"]
     assert list(found["milliseconds"]) == ["off"]
@@ -184,44 +197,45 @@ def test_json_is_the_verdict_alone_and_a_static_export_is_static(cli) -> None:
     assert "\x1b" not in result.output
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_checkpoint_with_strides_a_sample_and_an_activation(cli, tmp_path: Path) -> None:
     strides = ((2, 2, 1), (1, 2, 2), (2, 1, 2))
     torch.manual_seed(0)
     model = smp.Unet(
-        "resnet18", encoder_weights=None, encoder_depth=3, decoder_channels=(16, 8, 8), in_channels=1, classes=1,
+        SPEC.name, encoder_weights=None, encoder_depth=3, decoder_channels=(16, 8, 8), in_channels=1, classes=1,
         strides=strides, activation="sigmoid",
     )  # fmt: skip
     randomise_normalisations(model)
     torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, "best.ckpt")
     np.save("scan.npy", 40 + 10 * volume((1, 1, 21, 16, 24), 3)[0, 0])
     result = cli(
-        "unet", "resnet18", "--checkpoint", "best.ckpt", "--strides", "2,2,1/1,2,2/2,1,2", "--activation", "sigmoid",
+        "unet", SPEC.name, "--checkpoint", "best.ckpt", "--strides", "2,2,1/1,2,2/2,1,2", "--activation", "sigmoid",
         "--shape", "1,1,16,16,16", "--sample", "scan.npy", "--normalize", "zscore", "--no-bench",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "decoder_channels 16,8,8" in " ".join(result.output.split())
-    cases = manifest_of(tmp_path / "unet-resnet18")["parity"]["cases"]
+    cases = manifest_of(tmp_path / "unet-tiny")["parity"]["cases"]
     assert cases[-1]["case"] == "scan.npy (its centre, of 21×16×24)"
     assert cases[-1]["shape"] == [1, 1, 20, 16, 24]
-    assert manifest_of(tmp_path / "unet-resnet18")["model"]["weights"]["source"] == "best.ckpt"
+    assert manifest_of(tmp_path / "unet-tiny")["model"]["weights"]["source"] == "best.ckpt"
 
 
-def test_too_slow_is_an_exit_code_of_its_own_and_the_artifact_is_kept(cli) -> None:
-    result = cli(*SMALL, "--min-speedup", "1000", "-o", "net")
+def test_too_slow_is_an_exit_code_of_its_own_and_the_artifact_is_kept(cli, static: tuple[str, ...]) -> None:
+    result = cli(*static, "--min-speedup", "1000", "-o", "net")
     assert result.exit_code == 6
     assert "--min-speedup asks for 1000" in result.output
     assert Path("net/model.onnx").exists()
 
 
-def test_cores_that_were_not_used_are_said(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_that_were_not_used_are_said(cli, static: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: 4)
-    result = cli(*SMALL, "--threads", "1", "-o", "net")
+    result = cli(*static, "--threads", "1", "-o", "net")
     assert "timed on 1 of 4 cores; --threads 4 uses all" in result.output
     throughput = json.loads(Path("net/manifest.json").read_text())["throughput"]
     assert (throughput["threads"], throughput["cores"]) == (1, 4)
 
 
-def test_a_wrong_artifact_fails_and_goes_beside(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_artifact_fails_and_goes_beside(cli, static: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Sabotage: one weight of the exported file is changed behind the exporter's back."""
     export = onnx_target.Exporter.export
 
@@ -236,40 +250,44 @@ def test_a_wrong_artifact_fails_and_goes_beside(cli, monkeypatch: pytest.MonkeyP
         return exported
 
     monkeypatch.setattr(onnx_target.Exporter, "export", sabotage)
-    result = cli(*SMALL, "-o", "net")
+    result = cli(*static, "-o", "net")
     assert result.exit_code == 5
     assert "differs from eager by" in result.output
     assert [p.name for p in Path().iterdir()] == ["net.failed"]
     assert not manifest_of(Path("net.failed"))["parity"]["passed"]
 
 
-def test_a_failing_exporter_is_reported_and_leaves_nothing(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_exporter_is_reported_and_leaves_nothing(
+    cli, static: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args, **kwargs):
         raise IndexError("inside")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
-    result = cli(*SMALL, "-o", "net")
+    result = cli(*static, "-o", "net")
     assert result.exit_code == 4
     assert "the ONNX exporter failed: IndexError: inside" in result.output
     assert not list(Path().iterdir())
 
 
-def test_a_bug_of_ours_is_one_line_and_exit_code_1(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_of_ours_is_one_line_and_exit_code_1(
+    cli, static: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("smp3d_export.sources.network.capture", lambda *args: 1 / 0)
-    result = cli(*SMALL, "-o", "net")
+    result = cli(*static, "-o", "net")
     assert result.exit_code == 1
     assert "a bug in smp3d-export" in result.output
     assert "Traceback" not in result.output
-    assert "Traceback" in cli(*SMALL, "-o", "net", "--debug").output
+    assert "Traceback" in cli(*static, "-o", "net", "--debug").output
     assert not list(Path().iterdir())
 
 
-def test_an_interrupt_leaves_nothing(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_nothing(cli, static: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.onnx, "export", interrupt)
-    result = cli(*SMALL, "-o", "net")
+    result = cli(*static, "-o", "net")
     assert result.exit_code == 130
     assert not list(Path().iterdir())
 
@@ -288,5 +306,5 @@ def test_killed_it_leaves_nothing_that_looks_finished_and_runs_again(cli, tmp_pa
     assert not (tmp_path / "net").exists()
     if kind is signal.SIGTERM:
         assert not list(tmp_path.iterdir())
-    assert cli(*SMALL, "--no-bench", "-o", "net").exit_code == 0
+    assert cli(*SMALL, "--static", "--no-bench", "-o", "net").exit_code == 0
     assert [p.name for p in tmp_path.iterdir()] == ["net"]

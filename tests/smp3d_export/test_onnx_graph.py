@@ -31,7 +31,7 @@ def test_a_graph_too_large_for_one_message_has_its_weights_beside_it(cli, monkey
     from small import SMALL
 
     monkeypatch.setattr(onnx_graph, "MESSAGE_LIMIT", 1_000_000)
-    result = cli(*SMALL, "--no-bench", "-o", "net")
+    result = cli(*SMALL, "--static", "--no-bench", "-o", "net")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in Path("net").iterdir()) == [
         "golden.npz", "manifest.json", "model.onnx", "model.onnx.data",

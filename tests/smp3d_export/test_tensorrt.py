@@ -48,8 +48,10 @@ def flat(text: str) -> str:
 
 @without_gpu
 @pytest.mark.parametrize("precision", ERRORS)
-def test_an_engine_is_built_read_back_and_not_run(cli, precision: str) -> None:
-    result = cli(*SMALL, "--to", "trt-rtx", "--precision", precision, "--aux-params", "classes=2", "-o", "net")
+def test_an_engine_is_built_read_back_and_not_run(cli, tiny: tuple[str, ...], precision: str) -> None:
+    # In bfloat16 the tiny network, whose values are close to each other, has other labels.
+    network = SMALL if precision == "bf16" else tiny
+    result = cli(*network, "--to", "trt-rtx", "--precision", precision, "--aux-params", "classes=2", "-o", "net")
     assert result.exit_code == 0, result.output
     assert "trt-rtx: not run: this machine has no NVIDIA GPU" in flat(result.output)
     assert sorted(path.name for path in Path("net").iterdir()) == ["golden.npz", "manifest.json", "model.engine"]
@@ -88,8 +90,8 @@ def test_engines_for_chosen_gpus_from_an_onnx_file_without_torch(exported: Path,
 
 
 @without_gpu
-def test_of_two_forms_the_first_is_built_where_none_can_be_timed(cli) -> None:
-    assert cli(*SMALL, "--to", "trt-rtx", "--optimise", "auto", "--no-bench", "-o", "net").exit_code == 0
+def test_of_two_forms_the_first_is_built_where_none_can_be_timed(cli, tiny: tuple[str, ...]) -> None:
+    assert cli(*tiny, "--static", "--to", "trt-rtx", "--optimise", "auto", "--no-bench", "-o", "net").exit_code == 0
     assert manifest_of("net")["optimise"] == {"asked": "auto", "used": "on", "milliseconds": {}}
 
 
@@ -97,17 +99,19 @@ def test_of_two_forms_the_first_is_built_where_none_can_be_timed(cli) -> None:
     ("arguments", "code", "says"),
     [
         (["--gpu", "9.0"], 2, "--gpu is 9.0, but TensorRT-RTX does not build for that compute capability: use one of "),
-        (["--gpu", "7.5"], 4, "no kernel for encoder.conv1 (Conv)"),
+        (["--gpu", "7.5", "--static"], 4, "no kernel for encoder.features.0 (Conv)"),
         (["--precision", "tf32"], 3, "trt-rtx does not have tf32: use --precision fp32, fp16 or bf16"),
         (
-            ["--max", "1,1,1024,1024,2048"],
+            ["--max", "1,1,2048,1024,2048"],
             4,
-            "the output of encoder.conv1 (Conv) has 1×64×512×512×1024 = 17179869184 elements, and trt-rtx takes 2147",
+            "the output of encoder.features.0 (Conv) has 1×4×2048×1024×2048 = 17179869184 elements, but trt-rtx takes",
         ),
     ],
 )
-def test_what_cannot_be_built_says_why_and_leaves_nothing(cli, arguments: list[str], code: int, says: str) -> None:
-    result = cli(*SMALL, "--to", "trt-rtx", *arguments, "-o", "net")
+def test_what_cannot_be_built_says_why_and_leaves_nothing(
+    cli, tiny: tuple[str, ...], arguments: list[str], code: int, says: str
+) -> None:
+    result = cli(*tiny, "--to", "trt-rtx", *arguments, "-o", "net")
     assert result.exit_code == code, result.output
     assert flat(says) in flat(result.output)
     assert not Path("net").exists()
@@ -222,15 +226,15 @@ def test_a_large_graph_goes_by_way_of_files(exported: Path, tmp_path: Path, monk
     assert export("trt-rtx", file, tmp_path).facts == whole
 
 
-def test_operators_in_fp32_between_casts_compute_the_same(cli) -> None:
-    assert cli(*SMALL, "--to", "onnx", "--precision", "bf16", "--no-bench", "-o", "net").exit_code == 0
+def test_operators_in_fp32_between_casts_compute_the_same(cli, tiny: tuple[str, ...]) -> None:
+    assert cli(*tiny, "--static", "--to", "onnx", "--precision", "bf16", "--no-bench", "-o", "net").exit_code == 0
     model = onnx.load("net/model.onnx")
     wide, kept = onnx_graph.in_fp32(model, {"ConvTranspose", "MaxPool"})
-    assert kept == {"ConvTranspose": 3, "MaxPool": 1}
+    assert kept == {"ConvTranspose": 2, "MaxPool": 2}
     types = onnx_graph.tensor_types(wide)
     assert {types[n.output[0]] for n in wide.graph.node if n.op_type in kept} == {onnx.TensorProto.FLOAT}
     assert onnx_graph.in_fp32(wide, kept) == (wide, {})
-    image = volume((1, 1, 32, 24, 16), 0)
+    image = volume((1, 1, 16, 12, 8), 0)
     found, expected = (outputs_of(session(rounding(m).SerializeToString(), 1), image)["masks"] for m in (wide, model))
     assert np.abs(found - expected).max() < 1e-2 * np.ptp(expected)
 
