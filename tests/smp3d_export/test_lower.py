@@ -197,7 +197,7 @@ def test_bfloat16_by_the_command_line_is_not_run_on_a_processor(cli, tiny: tuple
     [
         (["--precision", "fp8"], "there is no precision 'fp8'"),
         (["--precision", "int8"], "give a folder of them with --calibration"),
-        (["--precision", "int8", "--calibration", "none"], "'none', which is no folder"),
+        (["--precision", "int8", "--calibration", "none"], "'none', which is not a folder"),
         (["--precision", "bf16", "--calibration", "."], "--calibration is for --precision int8, not for bf16"),
         (["--keep-fp32", "softmax"], "--keep-fp32 is for --precision fp16 or bf16"),
         (["--device", "gpu"], "--device is 'gpu'; it is cpu, cuda or cuda:N"),

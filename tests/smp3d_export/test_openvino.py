@@ -139,7 +139,7 @@ def test_an_arithmetic_that_openvino_does_not_keep_to_is_an_error(
 def test_one_arithmetic_for_all_is_said_of_keep_fp32(cli) -> None:
     result = cli(*SMALL, "--to", "openvino", "--precision", "fp16", "--keep-fp32", "decoder", "-o", "net")
     assert result.exit_code == 2
-    assert "--keep-fp32 decoder is not for openvino" in flat(result.output)
+    assert "--keep-fp32 decoder does not go with openvino" in flat(result.output)
 
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=needs_bf16)])
