@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from smp3d_export.validators.verdict import Report
 
 File = str | Path
+SPELLED = {"factory_arg": "arguments", "keep_output": "keep_outputs", "fold": "folds"}
+"""What messages call arguments, if not as the command line does."""
 
 
 def export(
@@ -62,6 +64,9 @@ def export(
     weights_key: str | None = None,
     keep_outputs: Sequence[str] = (),
     name: str | None = None,
+    folds: Sequence[int | str] | None = None,
+    configuration: str | None = None,
+    checkpoint_name: str | None = None,
     revision: str | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -100,6 +105,9 @@ def export(
         weights_key: which weights to use if the checkpoint holds several, such as `state_dict_ema`.
         keep_outputs: the outputs of a network of your own to export, by name; by default all of them.
         name: the name of a network of your own; by default that of its class.
+        folds: the folds of nnU-Net, which are averaged; by default every one that was trained.
+        configuration: the configuration of nnU-Net, such as `3d_fullres`.
+        checkpoint_name: the checkpoint of nnU-Net in each fold's folder, by default `checkpoint_final.pth`.
         revision: a branch, tag or commit of the repository on the hub.
         seed: the seed for random weights and inputs.
         progress: print stages to stderr, as the command line does.
@@ -124,6 +132,11 @@ def export(
         contract=contract,
         keep_outputs=tuple(keep_outputs),
         name=name,
+        nnunet={
+            "folds": None if folds is None else tuple(map(str, folds)),
+            "configuration": configuration,
+            "checkpoint_name": checkpoint_name,
+        },
         seed=seed,
     )
     normalisation = normalisation_of(normalize)
@@ -230,6 +243,7 @@ def source_of(
     contract: ShapeContract | None,
     keep_outputs: tuple[str, ...],
     name: str | None,
+    nnunet: Mapping[str, Any],
     seed: int,
 ) -> Source:
     """The source that `model` and its arguments name.
@@ -238,7 +252,8 @@ def source_of(
         UsageError: an argument does not go with this kind of source.
     """
     if isinstance(model, str) and encoder is not None:
-        refuse("a network by name", revision=revision, contract=contract, keep_outputs=keep_outputs or None, name=name)
+        refuse("a network by name", revision=revision, contract=contract, **nnunet)
+        refuse("a network by name", keep_outputs=keep_outputs or None, name=name)
         return NamedNetwork(
             architecture=model,
             encoder=encoder,
@@ -263,7 +278,7 @@ def source_of(
             ),
         )
     refuse("a module", encoder=encoder, arguments=arguments, checkpoint=checkpoint, revision=revision)
-    refuse("a module", weights_key=weights_key)
+    refuse("a module", weights_key=weights_key, **nnunet)
     from torch import nn
 
     from smp3d_export.architectures.base import SegmentationModel

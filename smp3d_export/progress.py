@@ -47,10 +47,10 @@ class Reporter:
         return self.console.status(text)
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
-        """Time a stage and print its line when it is done."""
+    def stage(self, name: str, *, spent: float = 0.0) -> Iterator[Stage]:
+        """Time a stage and print its line when it is done. `spent` are the seconds that it took before."""
         stage = Stage(name)
-        started = time.perf_counter()
+        started = time.perf_counter() - spent
         if self.console is None:
             yield stage
             return

@@ -241,8 +241,13 @@ def eager(manifest: Manifest, contract: ShapeContract, threads: int, device: str
     from smp3d_export.program.memory_format import channels_last
     from smp3d_export.sources.named import NamedNetwork, build
 
-    torch.set_num_threads(threads)
     model = manifest.model
+    if not model.encoder:
+        raise UsageError(
+            f"{model.name} is a network of your own, which cannot be built from its artifact: give another artifact by "
+            "--against"
+        )
+    torch.set_num_threads(threads)
     arguments = {name: value for name, value in model.arguments.items() if name != "encoder_name"}
     arguments["encoder_weights"] = None
     source = NamedNetwork(architecture=model.architecture, encoder=model.encoder, arguments=arguments)

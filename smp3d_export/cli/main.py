@@ -21,6 +21,7 @@ from smp3d_export.cli.help import MAIN
 from smp3d_export.cli.outcome import deliver, print_tracebacks, reporting
 from smp3d_export.device import checked
 from smp3d_export.encoders import encoder_spec
+from smp3d_export.errors import UsageError
 from smp3d_export.progress import Reporter
 from smp3d_export.runtime.calibration import Calibration
 from smp3d_export.sources.kinds import source_from
@@ -188,20 +189,26 @@ def export_from(
     weights_key: options.WeightsKey = None,
     keep_output: options.KeepOutput = None,
     name: options.Name = None,
+    fold: options.FoldNumbers = None,
+    configuration: options.Configuration = None,
+    checkpoint_name: options.CheckpointName = None,
     revision: options.Revision = None,
     seed: options.Seed = 0,
 ) -> Source:
-    """Export a network of your own, a saved model, or make more artifacts from an ONNX file.
+    """Export a network of your own, of nnU-Net, or saved before; or make more artifacts from an ONNX file.
 
     A network of your own is what a function or class returns: package.module:factory or file.py:factory. This runs your
     code. The network's outputs, and the sizes that it takes, are found by running it.
+
+    Results of nnU-Net are the folder that it trained into, the folder of the data set, or the zip file of a model.
 
     A model that save_pretrained wrote is exported for the shapes saved with it, unless you give others. An ONNX file
     that an export wrote is turned into other targets' artifacts, without PyTorch.
 
     Examples:
-      smp3d-export from net.py:build --factory-arg classes=3 --checkpoint best.pth --shape 1,1,96,96,96
+      smp3d-export from net.py:build --checkpoint best.pth --shape 1,1,96,96,96
       smp3d-export from monai.networks.nets:VNet --shape 1,1,64,64,64 --to openvino
+      smp3d-export from nnUNet_results/Dataset001_Liver --fold 0
       smp3d-export from runs/best --to onnx
       smp3d-export from unet-resnet34/model.onnx --to trt-rtx
     """
@@ -212,6 +219,9 @@ def export_from(
         weights_key=weights_key,
         keep_outputs=tuple(keep_output or ()),
         name=name,
+        folds=None if fold is None else tuple(part.strip() for part in fold.split(",")),
+        configuration=configuration,
+        checkpoint_name=checkpoint_name,
         revision=revision,
         seed=seed,
         spelled=lambda argument: f"--{argument.replace('_', '-')}",

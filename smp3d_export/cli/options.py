@@ -198,8 +198,8 @@ From = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="package.module:factory or file.py:factory, a folder that save_pretrained wrote, OWNER/NAME on the "
-        "Hugging Face hub, or an exported ONNX file.",
+        help="package.module:factory or file.py:factory, results of nnU-Net, a folder that save_pretrained wrote, "
+        "OWNER/NAME on the Hugging Face hub, or an exported ONNX file.",
     ),
 ]
 FactoryArg = Annotated[
@@ -217,6 +217,27 @@ KeepOutput = Annotated[
 Name = Annotated[
     str | None,
     typer.Option(metavar="NAME", rich_help_panel=NETWORK, help=with_default("Name of your network.", "its class")),
+]
+FoldNumbers = Annotated[
+    str | None,
+    typer.Option(
+        "--fold",
+        metavar="N,...",
+        rich_help_panel=WEIGHTS,
+        help=with_default("Folds of nnU-Net, which are averaged: 0, 0,1,2 or all.", "every trained fold"),
+    ),
+]
+Configuration = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", rich_help_panel=WEIGHTS, help="Configuration of nnU-Net, such as 3d_fullres."),
+]
+CheckpointName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=WEIGHTS,
+        help=with_default("Checkpoint file of nnU-Net in each fold's folder.", "checkpoint_final.pth"),
+    ),
 ]
 Revision = Annotated[
     str | None,

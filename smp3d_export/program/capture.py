@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import math
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +21,12 @@ from torch.fx import Node
 from smp3d_export.contract import AXES, Shape, ShapeContract, output_axes
 from smp3d_export.errors import ExportError
 from smp3d_export.precision import Precision
+from smp3d_export.quiet import quiet
+
+FIXED = (
+    r"You marked \S*?([nhwd])(?:_steps|_before)?\S* as dynamic but your code specialized it to be a constant \((\d+)\)"
+)
+"""What PyTorch says of an axis that turns out not to be dynamic."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +60,19 @@ class Captured:
         return [name if name in dynamic and _hint(size) == dynamic[name] else None for name, size in names]
 
     def holds(self, shape: Shape) -> bool:
-        """Whether the graph is right at a shape: whether what the network decided by sizes comes out the same there."""
-        guards = getattr(self.program.module(), "_guards_fn", None)
-        try:
-            if guards is not None:
-                guards(torch.empty(shape, device="meta"))
-        except AssertionError:
-            return False
+        """Whether the graph is right at a shape: whether what the network decides by sizes comes out the same there.
+
+        PyTorch notes these decisions as Python expressions. Those that a size is not 1 are left out: it decides so for
+        its own sake, in operators that are right at 1 too.
+        """
+        names = {"image": torch.empty(shape, device="meta"), "max": max, "min": min, "abs": abs, "math": math}
+        for condition in getattr(self.program, "_guards_code", ()):
+            code = re.sub(r"L(\['?\w+'?\])+", "image", condition)
+            try:
+                if not code.endswith("!= 1") and not eval(code, {"__builtins__": {}}, names):
+                    return False
+            except (NameError, TypeError, ZeroDivisionError):
+                continue  # parity at this contract's shapes has the last word
         return True
 
 
@@ -72,13 +88,29 @@ def capture(model: nn.Module, contract: ShapeContract, outputs: Sequence[str] = 
     example = torch.zeros(contract.example(), device=device)
     logging.getLogger("torch.fx.experimental.symbolic_shapes").setLevel(logging.ERROR)
     try:
-        with torch.no_grad():
+        # PyTorch prints the graph to stderr if it cannot go on.
+        with torch.no_grad(), quiet(), contextlib.redirect_stderr(io.StringIO()):
             program = torch.export.export(model, (example,), dynamic_shapes=(contract.torch_dims(),), strict=False)
     except Exception as error:  # torch.export passes on whatever an operator raises
-        where = users_line(error)
-        raise ExportError(f"the network cannot be captured with the axes {contract}: {where}{error}") from error
+        raise ExportError(f"the network cannot be captured with the axes {contract}: {reason(error)}") from error
     returned = [node.meta["val"].ndim for node in program.graph.output_node().all_input_nodes]
     return Captured(program, contract, dict(zip(outputs, returned, strict=False)))
+
+
+def reason(error: BaseException) -> str:
+    """Why a network cannot be captured, in a line, with the line of its code if that is known."""
+    text = str(error)
+    fixed = {name.upper(): size for name, size in re.findall(FIXED, text)}
+    if fixed:
+        sizes = ", ".join(f"{name} at {size}" for name, size in sorted(fixed.items()))
+        return (
+            f"its code fixes {sizes}. It turns the size of an axis into a plain number, as int(x.shape[2]) or "
+            "torch.linspace do, or decides by it"
+        )
+    if "data-dependent" in text:
+        return f"{users_line(error)}the network decides by values of the volume, which one graph cannot"
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    return f"{users_line(error)}{first.strip()[:300]}"
 
 
 def users_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import inspect
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,7 @@ class Foreign(abc.ABC):
         check_one_input(given.module, given.name)
         check_shape = ShapeContract.of(shape, multiple=(1, 1, 1), network=given.name).opt
         module = (given.module if given.owned else copied(given.module, given.name)).float().eval()
+        started = time.perf_counter()
         with reporter.working("finding the sizes that the network takes"):
             found = examine(module, given.name, check_shape, request, self.keep_outputs)
         notes = given.notes
@@ -110,7 +112,8 @@ class Foreign(abc.ABC):
         )
         opened = network.opened(replace(request, shape=shape))
         with reporter.working("capturing the network"):
-            return settled(opened, request, shape)
+            opened = settled(opened, request, shape)
+        return replace(opened, spent=time.perf_counter() - started)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

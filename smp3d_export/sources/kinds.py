@@ -8,6 +8,7 @@ from typing import Any
 
 from smp3d_export.errors import UsageError
 from smp3d_export.sources.factory import Factory, is_factory
+from smp3d_export.sources.nnunet import FINAL, Results, is_results
 from smp3d_export.sources.onnx import OnnxSource
 from smp3d_export.sources.request import Source
 from smp3d_export.sources.saved import SavedModel
@@ -21,15 +22,21 @@ def source_from(
     weights_key: str | None = None,
     keep_outputs: tuple[str, ...] = (),
     name: str | None = None,
+    folds: tuple[str, ...] | None = None,
+    configuration: str | None = None,
+    checkpoint_name: str | None = None,
     revision: str | None = None,
     seed: int = 0,
     spelled: Callable[[str], str] = str,
 ) -> Source:
-    """The source that a text names: code of the user's, an ONNX file, or a saved model.
+    """The source that a text names: code of the user's, an ONNX file, results of nnU-Net, or a saved model.
 
     Args:
-        text: `package.module:factory`, `file.py:factory`, a `.onnx` file, a folder, or a repository on the hub.
-        arguments, checkpoint, weights_key, keep_outputs, name: for code of the user's.
+        text: `package.module:factory`, `file.py:factory`, a `.onnx` file, a folder, a zip file, or a repository on the
+            hub.
+        arguments, checkpoint, weights_key: for code of the user's.
+        keep_outputs, name: for a network that this package does not define.
+        folds, configuration, checkpoint_name: for results of nnU-Net.
         revision: for a repository on the hub.
         seed: for random weights and inputs.
         spelled: how messages call these arguments.
@@ -37,13 +44,9 @@ def source_from(
     Raises:
         UsageError: an option does not go with this kind of source.
     """
-    own = {
-        "factory_arg": arguments,
-        "checkpoint": checkpoint,
-        "weights_key": weights_key,
-        "keep_output": keep_outputs or None,
-        "name": name,
-    }
+    code = {"factory_arg": arguments, "checkpoint": checkpoint, "weights_key": weights_key}
+    foreign = {"keep_output": keep_outputs or None, "name": name}
+    nnunet = {"fold": folds, "configuration": configuration, "checkpoint_name": checkpoint_name}
 
     def refuse(source: str, **given: Any) -> None:
         for argument, value in given.items():
@@ -51,7 +54,7 @@ def source_from(
                 raise UsageError(f"{spelled(argument)} does not go with {source}: leave it out")
 
     if is_factory(text):
-        refuse("code of your own", revision=revision)
+        refuse("code of your own", **nnunet, revision=revision)
         return Factory(
             target=text,
             arguments=arguments or {},
@@ -64,7 +67,18 @@ def source_from(
     if text.endswith(".py"):
         raise UsageError(f"{text!r} is a file of code: name the function or class in it, such as {text}:build")
     if text.lower().endswith(".onnx"):
-        refuse("an ONNX file", **own, revision=revision)
+        refuse("an ONNX file", **code, **foreign, **nnunet, revision=revision)
         return OnnxSource(path=Path(text), seed=seed)
-    refuse("a folder or a file", **own)
+    if is_results(Path(text)):
+        refuse("results of nnU-Net", **code, revision=revision)
+        return Results(
+            path=Path(text),
+            folds=folds,
+            configuration=configuration,
+            checkpoint_name=checkpoint_name or FINAL,
+            keep_outputs=keep_outputs,
+            name=name,
+            seed=seed,
+        )
+    refuse("a folder or a file", **code, **foreign, **nnunet)
     return SavedModel(source=text, revision=revision, seed=seed)

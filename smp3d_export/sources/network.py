@@ -167,11 +167,15 @@ class Eager:
 
 @dataclass(frozen=True)
 class OpenedNetwork:
-    """A network with the contract that it is exported for."""
+    """A network with the contract that it is exported for.
+
+    `captured` is its program, if finding the contract took one, and `spent` the seconds that this took.
+    """
 
     network: Network[Any]
     contract: ShapeContract
     captured: Captured | None = None
+    spent: float = 0.0
 
     @property
     def name(self) -> str:
@@ -212,7 +216,7 @@ class OpenedNetwork:
         return self.network.baselines(precision)
 
     def program(self, request: Request, reporter: Reporter) -> Program:
-        with reporter.stage("capture") as stage:
+        with reporter.stage("capture", spent=self.spent) as stage:
             captured = self.captured or capture(self.network.model, self.contract, self.network.outputs)
             names = ", ".join(axis.name for axis in self.contract.dynamic)
             stage.detail = f"dynamic {names}" if names else "all axes static"

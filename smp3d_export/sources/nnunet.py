@@ -12,10 +12,12 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smp3d_export.errors import CheckpointError, UsageError
+from smp3d_export.sources.foreign import Foreign, Given
 from smp3d_export.sources.nnunet_folder import (
     DATASET,
     FINAL,
@@ -145,6 +147,45 @@ def read(
         notes=notes,
         facts=facts,
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Results(Foreign):
+    """Results of nnU-Net as the source of an export. Several folds become one network, which averages them.
+
+    Attributes:
+        path, folds, configuration, checkpoint_name: see `read`.
+        name: what the network is called; by default after the data set and the configuration.
+    """
+
+    path: Path
+    folds: tuple[str, ...] | None = None
+    configuration: str | None = None
+    checkpoint_name: str = FINAL
+    name: str | None = None
+
+    @cached_property
+    def trained(self) -> Trained:
+        return read(self.path, folds=self.folds, configuration=self.configuration, checkpoint_name=self.checkpoint_name)
+
+    @property
+    def title(self) -> str:
+        return self.name or self.trained.title
+
+    def load(self) -> Given:
+        from smp3d_export.sources.ensemble import Average
+
+        found = self.trained
+        module = found.networks[0] if len(found.networks) == 1 else Average(found.networks)
+        return Given(
+            module=module,
+            name=self.title,
+            weights=f"{found.name}, {found.weights}",
+            shape=(1, found.in_channels, *found.patch_size),
+            notes=found.notes,
+            arguments={"classes": found.classes},
+            facts={"nnunet": found.facts},
+        )
 
 
 @contextmanager
