@@ -102,7 +102,7 @@ class FixesItsSize(Net):
 
 
 class TwoInputs(Net):
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(image * mask)
 
 
