@@ -17,12 +17,13 @@ from typing import Any
 import making
 import numpy as np
 import pytest
+import tiny_encoder
 import torch
 from layouts import check_layouts, check_refused
 from making import export, load
 from small import SMALL
+from tiny_encoder import SPEC
 from torch._inductor.sizevars import SizeVarAllocator
-from typer.testing import CliRunner
 
 import smp3d_export as smp
 from smp3d_export import backends as targets
@@ -32,12 +33,16 @@ from smp3d_export.artifact.folder import describe_files
 from smp3d_export.backends import inductor
 from smp3d_export.backends.compile import exporter as compile
 from smp3d_export.backends.first_run import signal_of
-from smp3d_export.cli.main import app
 from smp3d_export.contract import ShapeContract
 from smp3d_export.errors import ShapeError, TargetUnavailableError, UsageError
 from smp3d_export.precision import Precision
 from smp3d_export.program.capture import capture
 from smp3d_export.settings import Settings
+
+# A network for the compiler, which takes seconds for every layer: a stage of the tiny encoder and one of a decoder.
+NETWORK = ("unet", SPEC.name)
+ARGUMENTS: dict[str, Any] = {"encoder_depth": 1, "decoder_channels": (4,)}
+SHAPES: dict[str, Any] = {"shape": (1, 1, 32, 24, 16), "multiple": (8, 8, 8)}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -53,8 +58,8 @@ def test_torchscript_is_dynamic_and_agrees(cli, precision: str) -> None:
         run(np.zeros((1, 1, 8, 44, 32), np.float32))
 
 
-def test_torchscript_carries_its_description_and_runs_without_this_package(cli) -> None:
-    assert cli(*SMALL, "--to", "torchscript", "--no-bench", "-o", "net").exit_code == 0
+def test_torchscript_carries_its_description_and_runs_without_this_package(cli, tiny: tuple[str, ...]) -> None:
+    assert cli(*tiny, "--static", "--to", "torchscript", "--no-bench", "-o", "net").exit_code == 0
     extra = {"smp3d-export.contract": ""}
     program = torch.jit.load("net/model.ts", _extra_files=extra)
     assert json.loads(extra["smp3d-export.contract"])[2]["name"] == "H"
@@ -64,9 +69,10 @@ def test_torchscript_carries_its_description_and_runs_without_this_package(cli) 
     assert np.abs(found.numpy() - golden["masks"]).max() < 1e-5 * np.ptp(golden["masks"]) + 1e-6
 
 
+@pytest.mark.usefixtures("tiny")
 def test_torchscript_makes_what_it_needs_where_its_image_is(tmp_path: Path) -> None:
     """The bins of a pyramid, which would else be on the device that the network was captured on."""
-    model = smp.create_model("PSPNet", "resnet18", encoder_weights=None, in_channels=1).eval()
+    model = smp.create_model("PSPNet", SPEC.name, encoder_weights=None, in_channels=1, encoder_depth=2).eval()
     contract = ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple, min_size=model.min_size)
     export("torchscript", capture(model, contract), tmp_path)
     graph = torch.jit.load(str(tmp_path / "model.ts")).graph
@@ -88,11 +94,13 @@ needs_compiler = pytest.mark.skipif(not AOTI.ready, reason=AOTI.reason)
 
 @pytest.fixture(scope="module")
 def aoti(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export to AOTInductor with two outputs, which takes half a minute."""
+    """An export to AOTInductor with two outputs, which takes a quarter of a minute."""
     folder = tmp_path_factory.mktemp("aoti") / "net"
-    arguments = [*SMALL, "--aux-params", "classes=2", "--to", "aoti", "--no-bench", "-o", str(folder)]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
+    arguments = {**ARGUMENTS, "aux_params": {"classes": 2}}
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_encoder.register(patch)
+        report = smp.export(*NETWORK, **SHAPES, to="aoti", arguments=arguments, output=folder, bench=False)
+    report.raise_for_failure()
     return folder
 
 
@@ -302,7 +310,9 @@ def test_aoti_in_bf16(cli) -> None:
     assert runtime.load("net")(np.zeros((2, 1, 8, 40, 32), np.float32))["masks"].dtype == np.float32
 
 
-def test_an_interrupted_compilation_leaves_nothing(cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_interrupted_compilation_leaves_nothing(
+    cli, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def interrupted(*args: object, **kwargs: object) -> None:
         build = Path(os.environ[inductor.CACHE])
         assert build.is_relative_to(tmp_path)
@@ -312,7 +322,7 @@ def test_an_interrupted_compilation_leaves_nothing(cli, monkeypatch: pytest.Monk
     monkeypatch.setattr(inductor.shutil, "which", lambda name: name)
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", interrupted)
     monkeypatch.setenv(inductor.CACHE, "the user's")
-    assert cli(*SMALL, "--to", "aoti", "--no-bench", "-o", "net").exit_code == 130
+    assert cli(*tiny, "--static", "--to", "aoti", "--no-bench", "-o", "net").exit_code == 130
     assert list(tmp_path.iterdir()) == []
     assert os.environ[inductor.CACHE] == "the user's"
 
@@ -338,10 +348,11 @@ def test_interpolation_for_the_compiler_is_that_of_pytorch(source: tuple[int, ..
     assert torch.allclose(inductor.aligned(x, sizes), expected, atol=1e-6)
 
 
+@pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(("architecture", "wrong"), [("Linknet", "batch_norm"), ("PSPNet", "upsample_trilinear3d")])
 def test_the_compiler_is_not_given_what_it_gets_wrong(architecture: str, wrong: str) -> None:
     """It folds batch normalisations into transposed convolutions wrongly, and divides by 0 where an axis is 1."""
-    model = smp.create_model(architecture, "resnet18", encoder_weights=None, in_channels=1).eval()
+    model = smp.create_model(architecture, SPEC.name, encoder_weights=None, in_channels=1, encoder_depth=2).eval()
     captured = capture(model, ShapeContract.of((1, 1, 32, 32, 32), multiple=model.multiple, min_size=model.min_size))
     program, _ = inductor.program(captured, Settings())
     named = [str(node.target) for node in captured.program.graph.nodes if wrong in str(node.target)]
@@ -374,15 +385,21 @@ def test_aoti_of_what_the_compiler_gets_wrong(cli, architecture: str, encoder: s
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export to torch.compile, which takes a minute.
+    """An export to torch.compile, which takes half a minute.
 
     In a process of its own: the compiler knows a graph again by the bytes of its pickle, in which the strings that a
     test session has interned stand otherwise.
     """
     folder = tmp_path_factory.mktemp("compiled") / "net"
-    arguments = [*SMALL, "--to", "compile", "--no-bench", "-o", str(folder)]
-    command = [sys.executable, "-P", "-m", "smp3d_export", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    script = f"""
+import sys, pytest, tiny_encoder, smp3d_export as smp
+tiny_encoder.register(pytest.MonkeyPatch())
+report = smp.export(*{NETWORK}, **{SHAPES}, to="compile", arguments={ARGUMENTS}, output=sys.argv[1], bench=False)
+report.raise_for_failure()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(tiny_encoder.__file__).parent)}
+    command = [sys.executable, "-P", "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -427,6 +444,16 @@ assert counters["stats"]["unique_graphs"] == graphs == 2
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2", "0"]
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["aoti", "compile"])
+def test_a_network_of_more_layers_agrees(cli, target: str) -> None:
+    result = cli(*SMALL, "--to", target, "--no-bench", "-o", "net")
+    assert result.exit_code == 0, result.output
+    manifest = json.loads(Path("net/manifest.json").read_text())
+    assert manifest["parity"]["relative"] < 1e-5
 
 
 def test_compile_has_a_shape_for_each_kind_that_the_compiler_tells_apart() -> None:
