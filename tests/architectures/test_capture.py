@@ -1,6 +1,6 @@
 """A network that is captured once with dynamic axes, rewritten and exported to ONNX agrees at shapes not traced.
 
-A sample: every architecture, every family, and each family with uneven strides.
+A sample: every architecture, every family and uneven strides. Deeper networks and further strides by `pytest -m slow`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from making import export, load, manifest
 from smp3d_export.architectures import ARCHITECTURES
 from smp3d_export.arrays import volume
 from smp3d_export.contract import ShapeContract
+from smp3d_export.encoders import encoder_spec
 from smp3d_export.optimise import optimise
 from smp3d_export.program.capture import capture
 from smp3d_export.sources.named import NamedNetwork, build
@@ -23,25 +24,45 @@ from smp3d_export.validators.parity import Case, Reference, compare
 from smp3d_export.validators.tolerances import tolerance
 
 SHALLOW = ((2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+MAX_POOLED = {"classes": 2, "pooling": "max"}
 
+# An encoder, or a family, whose smallest is meant. In few layers: tracing takes time for every operator.
 CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("Unet", "mit", {"encoder_depth": 2, "decoder_channels": (16, 8), "aux_params": {"classes": 2}}),
+    ("Unet", "mobileone", {"encoder_depth": 2, "decoder_channels": (16, 8)}),
+    ("UnetPlusPlus", "densenet", {"encoder_depth": 2, "decoder_channels": (16, 8), "activation": "argmax"}),
+    ("MAnet", "dpn", {"encoder_depth": 2, "decoder_channels": (16, 8), "decoder_pab_channels": 8}),
+    ("Linknet", "senet", {"encoder_depth": 2}),
+    ("FPN", "vgg", {"encoder_depth": 3, "decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}),
+    ("PSPNet", "efficientnet", {"encoder_depth": 2, "psp_out_channels": 16, "aux_params": MAX_POOLED}),
+    ("PAN", "vgg", {"decoder_channels": 16, "encoder_output_stride": 32, "strides": SHALLOW}),
+    ("DeepLabV3", "resnet18", {"encoder_depth": 4, "decoder_channels": 16}),
+    ("DeepLabV3Plus", "resnet18", {"encoder_depth": 3, "decoder_channels": 16}),
+    ("UPerNet", "resnet18", {"encoder_depth": 3, "decoder_channels": 16}),
+    ("Segformer", "vgg", {"encoder_depth": 3, "decoder_segmentation_channels": 16}),
+]
+# More layers.
+DEEPER: list[tuple[str, str, dict[str, Any]]] = [
     ("Unet", "mit", {"encoder_depth": 3, "decoder_channels": (16, 8, 8), "aux_params": {"classes": 2}}),
     ("UnetPlusPlus", "densenet", {"encoder_depth": 3, "decoder_channels": (32, 16, 8), "activation": "argmax"}),
-    ("MAnet", "dpn", {"encoder_depth": 2, "decoder_channels": (16, 8), "decoder_pab_channels": 8}),
     ("Linknet", "vgg", {"encoder_depth": 3}),
     ("FPN", "mobileone", {"encoder_depth": 3, "decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}),
-    ("PSPNet", "efficientnet", {"psp_out_channels": 16, "aux_params": {"classes": 2, "pooling": "max"}}),
+    ("PSPNet", "efficientnet", {"psp_out_channels": 16, "aux_params": MAX_POOLED}),
     ("PAN", "resnet", {"decoder_channels": 16, "strides": SHALLOW}),
     ("DeepLabV3", "efficientnet", {"encoder_depth": 4, "decoder_channels": 16}),
     ("DeepLabV3Plus", "senet", {"encoder_depth": 3, "decoder_channels": 16}),
     ("UPerNet", "mit", {"encoder_depth": 3, "decoder_channels": 16}),
-    ("Segformer", "vgg", {"encoder_depth": 3, "decoder_segmentation_channels": 16}),
 ]
-# The three sets of strides in turn, cut to three stages.
-CASES += [
-    ("Unet", family, {"encoder_depth": 3, "decoder_channels": (16, 8, 8), "strides": list(STRIDES.values())[n % 3][:3]})
-    for n, family in enumerate(FAMILIES)
-]
+
+
+def strided(family: str, which: str) -> tuple[str, str, dict[str, Any]]:
+    """A Unet with a set of strides, cut to three stages."""
+    return "Unet", family, {"encoder_depth": 3, "decoder_channels": (16, 8, 8), "strides": STRIDES[which][:3]}
+
+
+CASES += [strided("vgg", which) for which in STRIDES]
+# The sets in turn.
+SLOW = [*DEEPER, *(strided(family, [*STRIDES][n % 3]) for n, family in enumerate(FAMILIES) if family != "vgg")]
 
 
 def title(value: Any) -> str:
@@ -50,15 +71,19 @@ def title(value: Any) -> str:
 
 def test_the_sample_has_every_architecture_and_every_family() -> None:
     assert {name for name, _, _ in CASES} == set(ARCHITECTURES)
-    assert {family for _, family, _ in CASES} == set(FAMILIES)
+    assert {encoder_spec(FAMILIES.get(encoder, encoder)).family for _, encoder, _ in CASES} == set(FAMILIES)
 
 
-@pytest.mark.parametrize(("name", "family", "arguments"), CASES, ids=title)
+@pytest.mark.parametrize(
+    ("name", "encoder", "arguments"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+    ids=title,
+)
 def test_onnx_agrees_at_shapes_that_were_not_traced(
-    name: str, family: str, arguments: dict[str, Any], tmp_path: Path
+    name: str, encoder: str, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     arguments = {"in_channels": 1, "classes": 2, **arguments}
-    network = build(NamedNetwork(architecture=name, encoder=FAMILIES[family], arguments=arguments))
+    network = build(NamedNetwork(architecture=name, encoder=FAMILIES.get(encoder, encoder), arguments=arguments))
     min_size, multiple = network.model.min_size, network.model.multiple
     # From the smallest volume to one step beyond the traced size on each axis.
     middle = [size + step * k for step, size, k in zip((2, 1, 0), min_size, multiple, strict=True)]

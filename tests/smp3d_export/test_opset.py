@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tiny_encoder import SPEC
 
 from smp3d_export.arrays import volume
 from smp3d_export.contract import ShapeContract
@@ -20,14 +21,15 @@ from smp3d_export.program.capture import Captured, capture
 from smp3d_export.sources.named import NamedNetwork, build
 
 SHALLOW = {"encoder_depth": 3, "decoder_channels": 16}
-# Between them they have every operator that the networks of this package have.
+STRIDES = ((2, 2, 2), *[(1, 1, 1)] * 4)
+# Between them they have every operator that the networks of this package have, in few layers.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Unet": ("mit_b0", {"encoder_depth": 3, "decoder_channels": (16, 8, 8)}),
-    "PSPNet": ("efficientnet-b0", {"psp_out_channels": 16, "aux_params": {"classes": 2}}),
-    "PAN": ("resnet18", {"decoder_channels": 16}),
-    "DeepLabV3Plus": ("mobileone_s0", SHALLOW),
-    "UPerNet": ("resnet18", SHALLOW),
-    "Segformer": ("vgg11", {"encoder_depth": 3, "decoder_segmentation_channels": 16}),
+    "Unet": ("mit_b0", {"encoder_depth": 2, "decoder_channels": (16, 8)}),
+    "PSPNet": ("efficientnet-b0", {"encoder_depth": 2, "psp_out_channels": 16, "aux_params": {"classes": 2}}),
+    "PAN": (SPEC.name, {"decoder_channels": 16, "encoder_output_stride": 32, "strides": STRIDES}),
+    "DeepLabV3Plus": ("resnet18", SHALLOW),
+    "UPerNet": (SPEC.name, SHALLOW),
+    "Segformer": (SPEC.name, {"encoder_depth": 3, "decoder_segmentation_channels": 16}),
 }
 
 
@@ -40,6 +42,7 @@ def captured(name: str) -> tuple[Captured, tuple[int, ...]]:
     return optimise(capture(model, contract)).captured, shape
 
 
+@pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_in_an_old_operator_set_computes_the_same(name: str) -> None:
     program, shape = captured(name)
@@ -78,12 +81,10 @@ def test_what_an_old_operator_set_lacks_is_refused_by_name(
         lower_opset(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), OLDEST)
 
 
-def test_the_command_line_takes_old_operator_sets(cli) -> None:
-    from small import SMALL
-
-    result = cli(*SMALL, "--opset", "13", "--precision", "fp16", "--no-bench", "-o", "net")
+def test_the_command_line_takes_old_operator_sets(cli, tiny: tuple[str, ...]) -> None:
+    result = cli(*tiny, "--opset", "13", "--precision", "fp16", "--no-bench", "-o", "net")
     assert result.exit_code == 0, result.output
     assert opset_of(onnx.load("net/model.onnx")) == 13
-    result = cli(*SMALL, "--opset", "12", "-o", "none")
+    result = cli(*tiny, "--opset", "12", "-o", "none")
     assert result.exit_code == 2
     assert "--opset is 12; it must be 13 to 25" in result.stderr
