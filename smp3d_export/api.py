@@ -75,8 +75,9 @@ def export(
 
     Args:
         model: an architecture by name, with `encoder`; any `torch.nn.Module` with one input; `package.module:factory`
-            or `file.py:factory`, code of yours that returns one; a folder that `save_pretrained` wrote, or `OWNER/NAME`
-            of a repository on the Hugging Face hub; or an ONNX file that an export wrote.
+            or `file.py:factory`, code of yours that returns one; a MONAI bundle, as a folder or a zip file; a folder
+            that `save_pretrained` wrote, or `OWNER/NAME` of a repository on the Hugging Face hub; or an ONNX file that
+            an export wrote.
         encoder: the encoder's name, if `model` names an architecture.
         shape: the shape to optimise for, (N, C, H, W, D).
         min: the smallest shape.
@@ -101,7 +102,7 @@ def export(
         bench: whether to measure speed.
         min_speedup: the smallest acceptable ratio of eager time to the artifact's.
         arguments: constructor arguments of a network by name, or arguments of a factory.
-        checkpoint: trained weights for a network by name or from a factory.
+        checkpoint: trained weights for a network by name, from a factory, or of a MONAI bundle.
         weights_key: which weights to use if the checkpoint holds several, such as `state_dict_ema`.
         keep_outputs: the outputs of a network of your own to export, by name; by default all of them.
         name: the name of a network of your own; by default that of its class.

@@ -202,6 +202,9 @@ def export_from(
 
     Results of nnU-Net are the folder that it trained into, the folder of the data set, or the zip file of a model.
 
+    A MONAI bundle is a folder or a zip file. Its network is what its configuration defines, which runs the code named
+    there.
+
     A model that save_pretrained wrote is exported for the shapes saved with it, unless you give others. An ONNX file
     that an export wrote is turned into other targets' artifacts, without PyTorch.
 
@@ -209,6 +212,7 @@ def export_from(
       smp3d-export from net.py:build --checkpoint best.pth --shape 1,1,96,96,96
       smp3d-export from monai.networks.nets:VNet --shape 1,1,64,64,64 --to openvino
       smp3d-export from nnUNet_results/Dataset001_Liver --fold 0
+      smp3d-export from spleen_ct_segmentation --to onnx,openvino
       smp3d-export from runs/best --to onnx
       smp3d-export from unet-resnet34/model.onnx --to trt-rtx
     """

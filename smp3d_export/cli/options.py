@@ -198,8 +198,8 @@ From = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="package.module:factory or file.py:factory, results of nnU-Net, a folder that save_pretrained wrote, "
-        "OWNER/NAME on the Hugging Face hub, or an exported ONNX file.",
+        help="package.module:factory or file.py:factory, results of nnU-Net, a MONAI bundle, a folder that "
+        "save_pretrained wrote, OWNER/NAME on the Hugging Face hub, or an exported ONNX file.",
     ),
 ]
 FactoryArg = Annotated[

@@ -7,7 +7,9 @@ import copy
 import inspect
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import mod
 from typing import TYPE_CHECKING, Any
 
 from smp3d_export.contract import ShapeContract, rounded_up, written
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from smp3d_export.contract import Shape
     from smp3d_export.program.capture import Captured
-    from smp3d_export.sources.network import OpenedNetwork
+    from smp3d_export.sources.network import Network, OpenedNetwork
     from smp3d_export.sources.request import Request, Sizes
     from smp3d_export.sources.sizes import Needs
 
@@ -204,7 +206,7 @@ def chosen(names: tuple[str, ...], keep: Sequence[str]) -> tuple[str, ...]:
 
 
 def settled(opened: OpenedNetwork, request: Request, shape: Sizes) -> OpenedNetwork:
-    """The network with its program, at the smallest multiples at which that is right for every size.
+    """The network with its program, and with the widest contract found in which that is right for every size.
 
     A network that decides by sizes, such as one that pads odd ones, has one program for each outcome.
 
@@ -224,13 +226,13 @@ def settled(opened: OpenedNetwork, request: Request, shape: Sizes) -> OpenedNetw
         wrong = outside(captured, contract)
         if wrong is None:
             return replace(opened, contract=contract, captured=captured)
-        coarser = None if request.multiple is not None else coarsened(captured, network.needs, shape)
-        if coarser is None:
+        narrower = narrowed(captured, network, replace(request, shape=shape))
+        if narrower is None:
             raise ExportError(
                 f"{network.name} computes differently at {written(wrong)} than at {written(contract.example())}, so "
                 "one graph cannot serve both: give a coarser --multiple, or --static for one shape"
             )
-        network = replace(network, needs=coarser)
+        network = narrower
         contract = network.opened(replace(request, shape=shape)).contract
 
 
@@ -251,22 +253,29 @@ def sampled(contract: ShapeContract) -> list[Shape]:
     return list(dict.fromkeys(shapes))
 
 
-def coarsened(captured: Captured, needs: Needs, shape: Sizes) -> Needs | None:
-    """Coarser multiples at which a program is right, found from its own conditions; None if there are none."""
-    from smp3d_export.contract import ShapeError
+def narrowed(captured: Captured, network: Network[Any], request: Request) -> Network[Any] | None:
+    """The network with a larger smallest size or coarser multiples, at which a program is right. None if none are.
 
-    for factor in (2, 4, 8, 16, 32, 64):
+    They are found from the program's own conditions. A larger smallest size is tried first, because it costs least:
+    programs are often wrong only for maps of one voxel.
+    """
+    from smp3d_export.contract import ShapeError
+    from smp3d_export.sources.network import contract_for
+
+    needs, shape = network.needs, request.shape or ()
+    for factor in (1, 2, 4, 8, 16, 32, 64):
         multiple = three([m if fix else m * factor for m, fix in zip(needs.multiple, needs.fixed, strict=True)])
-        if any(size % m for size, m in zip(shape[2:], multiple, strict=True)):
+        if factor > 1 and (request.multiple is not None or any(map(mod, shape[2:], multiple))):
             return None
-        smallest = three([rounded_up(size, m) for size, m in zip(needs.min_size, multiple, strict=True)])
-        coarser = replace(needs, multiple=multiple, min_size=smallest)
-        try:
-            contract = ShapeContract.of(shape, multiple=multiple, min_size=smallest)
-        except ShapeError:
-            return None
-        if outside(captured, contract) is None:
-            return coarser
+        for more in (0, 1):
+            smallest = [
+                size if fix else rounded_up(size, m) + more * m
+                for size, m, fix in zip(needs.min_size, multiple, needs.fixed, strict=True)
+            ]
+            narrower = replace(network, needs=replace(needs, multiple=multiple, min_size=three(smallest)))
+            with suppress(ShapeError):
+                if outside(captured, contract_for(narrower, request)) is None:
+                    return narrower
     return None
 
 

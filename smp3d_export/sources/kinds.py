@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from smp3d_export.errors import UsageError
+from smp3d_export.sources.bundle import Bundle, is_bundle
 from smp3d_export.sources.factory import Factory, is_factory
 from smp3d_export.sources.nnunet import FINAL, Results, is_results
 from smp3d_export.sources.onnx import OnnxSource
@@ -29,12 +30,13 @@ def source_from(
     seed: int = 0,
     spelled: Callable[[str], str] = str,
 ) -> Source:
-    """The source that a text names: code of the user's, an ONNX file, results of nnU-Net, or a saved model.
+    """The source that a text names: code of the user's, an ONNX file, results of nnU-Net, a MONAI bundle, or a saved model.
 
     Args:
         text: `package.module:factory`, `file.py:factory`, a `.onnx` file, a folder, a zip file, or a repository on the
             hub.
-        arguments, checkpoint, weights_key: for code of the user's.
+        arguments: for code of the user's.
+        checkpoint, weights_key: for code of the user's and bundles.
         keep_outputs, name: for a network that this package does not define.
         folds, configuration, checkpoint_name: for results of nnU-Net.
         revision: for a repository on the hub.
@@ -76,6 +78,16 @@ def source_from(
             folds=folds,
             configuration=configuration,
             checkpoint_name=checkpoint_name or FINAL,
+            keep_outputs=keep_outputs,
+            name=name,
+            seed=seed,
+        )
+    if is_bundle(Path(text)):
+        refuse("a MONAI bundle", factory_arg=arguments, **nnunet, revision=revision)
+        return Bundle(
+            path=Path(text),
+            checkpoint=checkpoint,
+            weights_key=weights_key,
             keep_outputs=keep_outputs,
             name=name,
             seed=seed,
