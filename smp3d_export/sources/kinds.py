@@ -30,7 +30,7 @@ def source_from(
     seed: int = 0,
     spelled: Callable[[str], str] = str,
 ) -> Source:
-    """The source that a text names: code of the user's, an ONNX file, results of nnU-Net, a MONAI bundle, or a saved model.
+    """The source that a text names: code of the user's, ONNX, results of nnU-Net, a MONAI bundle, or a saved model.
 
     Args:
         text: `package.module:factory`, `file.py:factory`, a `.onnx` file, a folder, a zip file, or a repository on the

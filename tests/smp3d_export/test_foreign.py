@@ -170,7 +170,8 @@ def test_a_module_in_memory_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_subclass_of_ours_is_exported_with_what_it_changes(tmp_path: Path) -> None:
     class Halved(smp.Unet):
         def forward(self, x: torch.Tensor) -> Any:
-            return super().forward(x) / 2
+            masks: Any = super().forward(x)
+            return masks / 2
 
     torch.manual_seed(0)
     model = Halved("resnet18", encoder_weights=None, in_channels=1, encoder_depth=3, decoder_channels=(8, 8, 4)).eval()
