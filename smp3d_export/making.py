@@ -17,6 +17,7 @@ from smp3d_export.arrays import volume
 from smp3d_export.artifact import manifest
 from smp3d_export.artifact.manifest import Manifest
 from smp3d_export.backends.exporter import Exported, Exporter
+from smp3d_export.backends.variant import Variant
 from smp3d_export.errors import ExportError, TargetUnavailableError
 from smp3d_export.progress import Reporter
 from smp3d_export.sources.request import Program, Request
@@ -60,16 +61,17 @@ def fastest(
     exporter: Exporter, program: Program, request: Request, folder: Path, threads: int
 ) -> tuple[Exported, Manifest]:
     """Export every suitable variant, and keep the fastest on this machine."""
-    names = list(for_target(program.variants, exporter.row.name))
-    if len(names) == 1:
-        return export(exporter, program, request, names[0], folder)
+    variants = for_target(program.variants, exporter.row.name)
+    if len(variants) == 1:
+        return export(exporter, program, request, variants[0], folder)
     with tempfile.TemporaryDirectory(prefix=".variants-", dir=folder) as scratch:
         places, made, failed = {}, {}, {}
-        for name in names:
+        for variant in variants:
+            name = variant.name
             place = Path(scratch) / name
             place.mkdir()
             try:
-                made[name] = export(exporter, program, request, name, place)
+                made[name] = export(exporter, program, request, variant, place)
             except ExportError as error:
                 failed[name] = error
                 continue
@@ -91,15 +93,17 @@ def fastest(
 
 
 def export(
-    exporter: Exporter, program: Program, request: Request, name: str, folder: Path
+    exporter: Exporter, program: Program, request: Request, variant: Variant, folder: Path
 ) -> tuple[Exported, Manifest]:
     """Export one variant."""
-    variant = program.variants[name]
     facts: dict[str, Any] = {}
     if request.normalisation is not None:
         facts["sample_normalisation"] = str(request.normalisation)
     if variant.rewrites is not None:
-        facts |= {"optimisations": dict(variant.rewrites), "optimise": {"asked": request.optimise or ON, "used": name}}
+        used = {"asked": request.optimise or ON, "used": variant.name}
+        facts |= {"optimisations": dict(variant.rewrites), "optimise": used}
+    if variant.up_to_max:
+        facts["exact_up_to_max_only"] = True
     if variant.rejected:
         facts["rejected_optimisations"] = dict(variant.rejected)
     description = replace(

@@ -51,6 +51,7 @@ class Backend:
         needs: what else it needs, in a few words.
         from_onnx: whether it is made from the ONNX graph, and so can start from an ONNX file, without PyTorch.
         gpu: whether it runs on NVIDIA GPUs only.
+        checks_shapes: whether its files refuse a size above the contract's maximum in every runtime that loads them.
         builds_on_gpu: whether it must be built on the GPU that it is for.
     """
 
@@ -65,6 +66,7 @@ class Backend:
     needs: str = ""
     from_onnx: bool = False
     gpu: bool = False
+    checks_shapes: bool = False
     builds_on_gpu: bool = False
 
     def device(self, device: str) -> str:
@@ -149,6 +151,7 @@ ROWS = (
         library="openvino",
         extra="openvino",
         from_onnx=True,
+        checks_shapes=True,
     ),
     Backend(
         name="trt",
@@ -161,6 +164,7 @@ ROWS = (
         needs="an NVIDIA GPU",
         from_onnx=True,
         gpu=True,
+        checks_shapes=True,
         builds_on_gpu=True,
     ),
     Backend(
@@ -174,6 +178,7 @@ ROWS = (
         needs="an NVIDIA GPU to run",
         from_onnx=True,
         gpu=True,
+        checks_shapes=True,
     ),
     Backend(
         name="aoti",
@@ -202,6 +207,7 @@ ROWS = (
         through="the captured graph as a script",
         precisions=(FP32, FP16, BF16),
         library="torch",
+        checks_shapes=True,
     ),
 )
 

@@ -72,6 +72,11 @@ class Variant:
         """Whether the program was rewritten to be fast on CPUs only."""
         return not isinstance(self.source, OnnxFile) and self.source.for_cpu
 
+    @property
+    def up_to_max(self) -> bool:
+        """Whether the program was rewritten so that it is wrong above the contract's maximum."""
+        return not isinstance(self.source, OnnxFile) and self.source.up_to_max
+
     def lowered(self, settings: Settings, *, runs_in_torch: bool = False) -> Captured:
         """The captured program in the requested precision; see `lowering.lowered`.
 

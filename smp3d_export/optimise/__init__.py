@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from smp3d_export.contract import Shape
 from smp3d_export.hardware import return_free_memory
 from smp3d_export.optimise.concat_conv import ConcatConv
-from smp3d_export.optimise.dilated_taps import LARGEST, DilatedTaps
+from smp3d_export.optimise.dilated_taps import LARGEST, DilatedTaps, TapsUpToMax
 from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
 from smp3d_export.optimise.packed_conv import PackedConv
 from smp3d_export.optimise.parallel_conv import ParallelConv
@@ -28,12 +28,15 @@ from smp3d_export.program.graph import device_of, drop_unused, graph_module
 
 REWRITES: tuple[Rewrite, ...] = (FoldBatchNorm(), ParallelConv(), DilatedTaps(), ConcatConv(), UpsampleConv())
 
+# Wrong above the contract's maximum, so only for files that refuse larger sizes.
+UP_TO_MAX: tuple[Rewrite, ...] = (TapsUpToMax(),)
+
 # Exact too, but faster on CPUs only. The second group needs fp32 precision.
 FOR_CPU: tuple[Rewrite, ...] = (PackedConv(),)
 FOR_CPU_IN_FP32: tuple[Rewrite, ...] = (Winograd(),)
 
 # Shown in the progress line, which has little room: the rewrites that change the amount of work.
-SHOWN = (ParallelConv.name, DilatedTaps.name, UpsampleConv.name, PackedConv.name, Winograd.name)
+SHOWN = tuple(rewrite.name for rewrite in (ParallelConv, DilatedTaps, TapsUpToMax, UpsampleConv, PackedConv, Winograd))
 
 # Weights are combined in float64, so the only error left is the order of float32 sums.
 AGREEMENT = 1e-5
@@ -62,6 +65,12 @@ class Optimised:
         return f"{', '.join(shown) or 'nothing to rewrite'}, {self.gflop_before:.3g} → {self.gflop_after:.3g} GFLOP"
 
 
+def up_to_max(captured: Captured) -> Optimised:
+    """Apply the rewrites that are wrong above the maximum to a program that `optimise` has already rewritten."""
+    found = optimise(captured, UP_TO_MAX)
+    return replace(found, captured=replace(found.captured, up_to_max=bool(found.fired)))
+
+
 def for_cpu(captured: Captured, precision: Precision) -> Optimised:
     """Apply the CPU rewrites for a precision to a program that `optimise` has already rewritten."""
     found = optimise(captured, (*FOR_CPU, *(FOR_CPU_IN_FP32 if precision is Precision.FP32 else ())))
@@ -84,9 +93,9 @@ def optimise(captured: Captured, rewrites: Sequence[Rewrite] = REWRITES) -> Opti
         return Optimised(kept, {}, before, before, rejected)
     return_free_memory()  # temporary float64 weights leave holes as large as the network
     after = gflop(module, captured.contract.opt)
-    program = capture(module, captured.contract)
-    program = replace(program, rewrites={**kept.rewrites, **fired}, rejected=kept.rejected)
-    return Optimised(program, fired, before, after, rejected)
+    program = capture(module, captured.contract).program
+    kept = replace(kept, program=program, rewrites={**kept.rewrites, **fired})
+    return Optimised(kept, fired, before, after, rejected)
 
 
 def rewritten(captured: Captured, rewrites: Sequence[Rewrite]) -> tuple[GraphModule, dict[str, int]]:

@@ -1,13 +1,19 @@
 """Taps of a dilated convolution that only ever read padding are removed.
 
 Along an axis of n voxels, a tap n or more voxels from the centre reads zeros outside the map for every output voxel,
-even with a stride, because the centre never leaves the map. If that holds at the contract's maximum, it holds at every
-smaller size. So with padding = dilation >= n, the outer taps of a kernel of 3 and the axis's padding can be removed.
+even with a stride, because the centre never leaves the map. So with padding = dilation >= n, the outer taps of a kernel
+of 3 and the axis's padding can be removed.
+
+`DilatedTaps` does that along frozen axes. Along a dynamic axis, taps that read padding at the contract's maximum do so
+at every smaller size, but not at every larger one. `TapsUpToMax` removes those too, in files that refuse larger sizes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import ClassVar
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -29,13 +35,14 @@ class Match:
 
 class DilatedTaps(Rewrite):
     name = "dilated-taps"
+    reach: ClassVar = "its taps reach into the map, or its size is not frozen"
 
     def match(self, module: GraphModule, node: Node) -> Match | Miss | None:
         conv = Conv.of(node)
         if conv is None or max(conv.dilation) == 1:
             return None
         weight = constant(module, conv.weight)
-        largest = conv.input.meta.get(LARGEST)
+        largest = self.largest(conv.input)
         if weight is None or largest is None:
             return Miss("the weight or the largest size of the map is unknown")
         axes = tuple(
@@ -43,7 +50,12 @@ class DilatedTaps(Rewrite):
             for axis in range(3)
             if weight.shape[2 + axis] == 3 and conv.padding[axis] == conv.dilation[axis] >= largest[2 + axis]
         )
-        return Match(conv, weight, axes) if axes else Miss("its taps reach into the map at the contract's maximum")
+        return Match(conv, weight, axes) if axes else Miss(self.reach)
+
+    def largest(self, node: Node) -> Sequence[float] | None:
+        """The largest shape (N, C, H, W, D) of a node's value, infinite along dynamic axes; None if it is unknown."""
+        value = node.meta.get("val")
+        return None if value is None else [size if isinstance(size, int) else inf for size in value.shape]
 
     def apply(self, module: GraphModule, node: Node, match: Match) -> None:
         conv, weight = match.conv, match.weight
@@ -63,3 +75,11 @@ class DilatedTaps(Rewrite):
             )
             new = module.graph.call_function(aten.conv3d.default, arguments)
         replace(node, new)
+
+
+class TapsUpToMax(DilatedTaps):
+    name = "taps-up-to-max"
+    reach: ClassVar = "its taps reach into the map at the contract's maximum"
+
+    def largest(self, node: Node) -> Sequence[float] | None:
+        return node.meta.get(LARGEST)

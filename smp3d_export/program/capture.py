@@ -37,7 +37,8 @@ class Captured:
     are class numbers; and `labels` (N, classes) with a classification head. A network of the user's has other outputs.
     `rewrites` says how often each rewrite of the optimiser was applied, and `rejected` why others were not kept.
     `precision` is the precision of the graph, and `kept` names the layers that stay in fp32 nevertheless, with the
-    reason. `for_cpu` says that the graph is optimised for CPUs, whatever that costs elsewhere.
+    reason. `for_cpu` says that the graph is optimised for CPUs, whatever that costs elsewhere, and
+    `up_to_max` that it is wrong above the contract's maximum.
     """
 
     program: ExportedProgram
@@ -48,6 +49,7 @@ class Captured:
     precision: Precision = Precision.FP32
     kept: Mapping[str, str] = field(default_factory=dict)
     for_cpu: bool = False
+    up_to_max: bool = False
 
     def axes_of(self, number: int) -> list[str | None]:
         """The names of an output's axes that have the size of the input's axis of this name; None for the others."""

@@ -138,4 +138,4 @@ class OpenedFile:
             versions=hardware.versions(),
         )
         activations = activation_bytes(self.file.model, self.contract.opt)
-        return Program(manifest, {"file": Variant("file", self.file)}, activations)
+        return Program(manifest, (Variant("file", self.file),), activations)

@@ -115,18 +115,18 @@ class Program:
 
     Attributes:
         manifest: the network's, before any target.
-        variants: programs by name that compute the same. Each target keeps the fastest.
+        variants: programs that compute the same within the contract. Each target keeps the fastest that suits it.
         activations: the bytes of activations at the optimum shape.
     """
 
     manifest: Manifest
-    variants: Mapping[str, Variant]
+    variants: tuple[Variant, ...]
     activations: int
 
     def observing(self, samples: Iterable[Volume]) -> Program:
         """The program with the user's volumes, which help decide what has to stay in fp32 in half precision."""
         images = tuple(samples)
-        return replace(self, variants={name: replace(one, samples=images) for name, one in self.variants.items()})
+        return replace(self, variants=tuple(replace(one, samples=images) for one in self.variants))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,15 @@
-"""Captured program -> its variants by name, which artifacts are made from. All compute the same.
+"""Captured program -> its variants, which artifacts are made from. All compute the same within the contract.
 
 `off` is the captured program, `on` has the rewrites that are not slower anywhere, and `cpu` also those that are faster
 on CPUs only. `auto` makes every suitable variant, and each target keeps the fastest.
+
+`on` and `cpu` come twice if a rewrite is exact only up to the contract's maximum: without it, and with it for targets
+whose files refuse larger sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from smp3d_export import backends
@@ -46,30 +49,31 @@ def suits_cpu(request: Request) -> bool:
     return request.device == "cpu" and request.settings.precision in PRECISIONS
 
 
-def variants(captured: Captured, request: Request, reporter: Reporter) -> dict[str, Variant]:
+def variants(captured: Captured, request: Request, reporter: Reporter) -> tuple[Variant, ...]:
     """The requested variants. The first of several is kept if none can be timed."""
-    return {name: Variant(name, program) for name, program in programs(captured, request, reporter).items()}
-
-
-def programs(captured: Captured, request: Request, reporter: Reporter) -> dict[str, Captured]:
-    from smp3d_export.optimise import for_cpu, optimise
+    from smp3d_export.optimise import for_cpu, optimise, up_to_max
 
     asked = request.optimise or ON
     if asked == OFF:
-        return {OFF: captured}
+        return (Variant(OFF, captured),)
+    checking = [backends.find(target).checks_shapes for target in request.targets]
     with reporter.stage("optimise") as stage:
-        optimised = optimise(captured)
-        stage.detail = str(optimised)
-    found = {ON: optimised.captured}
+        found = [optimise(captured)]
+        if any(checking):
+            limited = up_to_max(found[0].captured)
+            found += [limited] if limited.fired or limited.rejected else []
+        stage.detail = "; ".join(map(str, found))
+    if all(checking):
+        found = found[-1:]
+    made = [Variant(ON, one.captured) for one in found]
     on_cpu = suits_cpu(request) and any(suits(CPU, target) for target in request.targets)
     if asked == CPU or (asked == AUTO and on_cpu):
         with reporter.stage("for cpu") as stage:
-            further = for_cpu(optimised.captured, request.settings.precision)
-            stage.detail = str(further)
-        found[CPU] = further.captured
-    if asked == AUTO:
-        return {**found, OFF: captured}
-    return {asked: found[asked]}
+            found = [for_cpu(one.captured, request.settings.precision) for one in found]
+            stage.detail = "; ".join(map(str, found))
+        further = [Variant(CPU, one.captured) for one in found]
+        made = further if asked == CPU else [*made, *further]
+    return (*made, Variant(OFF, captured)) if asked == AUTO else tuple(made)
 
 
 def suits(variant: str, target: str) -> bool:
@@ -77,6 +81,8 @@ def suits(variant: str, target: str) -> bool:
     return variant != CPU or not backends.find(target).gpu
 
 
-def for_target(found: Mapping[str, Variant], target: str) -> dict[str, Variant]:
-    """The variants that a target chooses from."""
-    return {name: variant for name, variant in found.items() if suits(name, target)}
+def for_target(found: Iterable[Variant], target: str) -> list[Variant]:
+    """The variants that a target chooses from, one of each name."""
+    checks_shapes = backends.find(target).checks_shapes
+    suitable = [one for one in found if suits(one.name, target) and (checks_shapes or not one.up_to_max)]
+    return list({one.name: one for one in suitable}.values())  # exact up to the maximum only is the last of its name

@@ -120,7 +120,7 @@ def cases_of(contract: ShapeContract, calibration: Calibration) -> dict[str, Cas
         calibration=calibration,
     )
     opened: Any = SimpleNamespace(contract=contract, label_threshold=0.0)
-    reference = reference_for(opened, Program(making.manifest("onnx", contract), {}, 0), {}, request)
+    reference = reference_for(opened, Program(making.manifest("onnx", contract), (), 0), {}, request)
     return {case.name: case for case in reference.cases}
 
 

@@ -25,7 +25,7 @@ from smp3d_export.optimise import (
     upsample_conv,
 )
 from smp3d_export.optimise.concat_conv import ConcatConv
-from smp3d_export.optimise.dilated_taps import DilatedTaps
+from smp3d_export.optimise.dilated_taps import DilatedTaps, TapsUpToMax
 from smp3d_export.optimise.fold_batch_norm import FoldBatchNorm
 from smp3d_export.optimise.parallel_conv import ParallelConv
 from smp3d_export.optimise.rewrite import Rewrite
@@ -231,10 +231,10 @@ def test_mobileone_becomes_a_chain_of_single_convolutions() -> None:
     assert str(graph).count("aten.conv3d") <= blocks + 10
 
 
-def test_dilated_taps_go_along_the_axes_that_are_too_short_at_the_maximum() -> None:
+def test_taps_go_along_the_axes_that_are_too_short_at_the_maximum() -> None:
     """The maximum is (10, 12, 14): a dilation of 12 keeps the taps of D alone."""
     layer = conv(dilation=12, padding=12)
-    module = check(DilatedTaps(), Tiny(lambda x, c: c(x), layer))
+    module = check(TapsUpToMax(), Tiny(lambda x, c: c(x), layer))
     weights = [p for name, p in module.named_parameters() if "__" in name]
     assert [tuple(w.shape[2:]) for w in weights] == [(1, 1, 3)]
 
@@ -246,10 +246,20 @@ def test_dilated_taps_go_along_the_axes_that_are_too_short_at_the_maximum() -> N
         ({"dilation": 2, "padding": 0, "kernel": 1}, "its taps reach into the map"),
     ],
 )
-def test_dilated_taps_must_not_fire(options, reason: str) -> None:
+def test_taps_up_to_max_must_not_fire(options, reason: str) -> None:
     module = module_of(Tiny(lambda x, c: c(x), conv(**options)))
-    assert [reason in text for text in misses(DilatedTaps(), module)] == [True]
-    assert DilatedTaps().run(module) == 0
+    assert [reason in text for text in misses(TapsUpToMax(), module)] == [True]
+    assert TapsUpToMax().run(module) == 0
+
+
+def test_dilated_taps_go_along_frozen_axes_alone() -> None:
+    """H is frozen, W is too short at its maximum, and the taps of D reach into the map."""
+    contract = ShapeContract.of((1, 4, 5, 6, 7), multiple=(1, 1, 1), min=(1, 4, 5, 1, 7), max=(1, 4, 5, 12, 7))
+    model = Tiny(lambda x, c: c(x), conv(dilation=(12, 12, 6), padding=(12, 12, 6)))
+    module = check(DilatedTaps(), model, contract=contract)
+    assert [tuple(p.shape[2:]) for name, p in module.named_parameters() if "__" in name] == [(1, 3, 3)]
+    module = module_of(Tiny(lambda x, c: c(x), conv(dilation=12, padding=12)))
+    assert misses(DilatedTaps(), module) == ["its taps reach into the map, or its size is not frozen"]
 
 
 def test_a_whole_network_keeps_its_function_and_does_less_work() -> None:

@@ -1,7 +1,7 @@
 """TorchScript, for LibTorch in C++ and for PyTorch without the network's code.
 
 The captured graph is compiled as it is, not traced again: a trace would freeze the example's sizes wherever the graph
-computes with sizes.
+computes with sizes. The file checks the shape of its input, because LibTorch would run any.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from smp3d_export.settings import Settings
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
+    from torch.nn import Module
 
     from smp3d_export.backends.variant import Variant
+    from smp3d_export.contract import ShapeContract
 
 
 class Exporter(exporter.Exporter):
@@ -36,7 +38,8 @@ class Exporter(exporter.Exporter):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is deprecated
-                program = torch.jit.freeze(torch.jit.script(scriptable(channels_last(captured))))
+                script = torch.jit.script(checking(scriptable(channels_last(captured)), captured.contract))
+                program = torch.jit.freeze(script)
                 torch.jit.save(program, str(file), _extra_files=dict(settings.metadata))
         except RuntimeError as error:
             raise ExportError(f"TorchScript cannot compile the graph: {error}") from error
@@ -46,6 +49,29 @@ class Exporter(exporter.Exporter):
         if captured.kept:
             facts["kept_fp32"] = dict(captured.kept)
         return Exported(f"{nodes} nodes, {megabytes(file.stat().st_size)}", facts)
+
+
+def checking(program: GraphModule, contract: ShapeContract) -> Module:
+    """The program behind a check of its input's shape, which raises a `ValueError` that names the axis."""
+    from torch import Tensor, nn
+
+    class Checked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.program = program
+            self.axes = [(axis.name, axis.min, axis.max, axis.multiple) for axis in contract.axes]
+            self.training = False  # as eval() would set it, which modules of exported programs refuse
+
+        def forward(self, image: Tensor):
+            if image.dim() != len(self.axes):
+                raise ValueError(f"the image has {image.dim()} axes, not 5: N, C, H, W, D")
+            for number, (name, lowest, largest, multiple) in enumerate(self.axes):
+                size = image.size(number)
+                if size < lowest or size > largest or size % multiple != 0:
+                    raise ValueError(f"{name} is {size}; it must be {lowest} to {largest}, a multiple of {multiple}")
+            return self.program(image)
+
+    return Checked()
 
 
 def scriptable(module: GraphModule) -> GraphModule:
