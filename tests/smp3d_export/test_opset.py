@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tiny_encoder import SPEC
 
 from smp3d_export.arrays import volume
 from smp3d_export.contract import ShapeContract
@@ -17,46 +16,26 @@ from smp3d_export.onnxgraph.conversion import convert
 from smp3d_export.onnxgraph.opset import EXPORTED, OLDEST, lower_opset, opset_of
 from smp3d_export.onnxgraph.session import outputs_of, session_of
 from smp3d_export.optimise import optimise
-from smp3d_export.program.capture import Captured, capture
+from smp3d_export.program.capture import capture
 from smp3d_export.sources.named import NamedNetwork, build
 
-SHALLOW = {"encoder_depth": 3, "decoder_channels": 16}
-STRIDES = ((2, 2, 2), *[(1, 1, 1)] * 4)
-# Between them they have every operator that the networks of this package have, in few layers.
-NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Unet": ("mit_b0", {"encoder_depth": 2, "decoder_channels": (16, 8)}),
-    "PSPNet": ("efficientnet-b0", {"encoder_depth": 2, "psp_out_channels": 16, "aux_params": {"classes": 2}}),
-    "PAN": (SPEC.name, {"decoder_channels": 16, "encoder_output_stride": 32, "strides": STRIDES}),
-    "DeepLabV3Plus": ("resnet18", SHALLOW),
-    "UPerNet": (SPEC.name, SHALLOW),
-    "Segformer": (SPEC.name, {"encoder_depth": 3, "decoder_segmentation_channels": 16}),
-}
 
-
-def captured(name: str) -> tuple[Captured, tuple[int, ...]]:
-    encoder, arguments = NETWORKS[name]
-    arguments = {"in_channels": 1, "classes": 2, **arguments}
-    model = build(NamedNetwork(architecture=name, encoder=encoder, arguments=arguments)).model
+def test_a_network_in_an_old_operator_set_computes_the_same() -> None:
+    """One with attention, whose activation is an operator of its own in newer sets. tests/architectures has others."""
+    arguments = {"encoder_depth": 2, "decoder_channels": (16, 8), "in_channels": 1, "classes": 2}
+    model = build(NamedNetwork(architecture="Unet", encoder="mit_b0", arguments=arguments)).model
     contract = ShapeContract.of((1, 1, *model.min_size), multiple=model.multiple, min_size=model.min_size)
-    shape = (1, 1, *(size + k for size, k in zip(model.min_size, model.multiple, strict=True)))
-    return optimise(capture(model, contract)).captured, shape
-
-
-@pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_in_an_old_operator_set_computes_the_same(name: str) -> None:
-    program, shape = captured(name)
-    image = volume(shape, 0)
-    newest = convert(program, EXPORTED[0])
+    image = volume((1, 1, *(size + k for size, k in zip(model.min_size, model.multiple, strict=True))), 0)
+    newest = convert(optimise(capture(model, contract)).captured, EXPORTED[0])
     expected = outputs_of(session_of(newest, 1), image)
     for opset in (17, OLDEST):
-        model = onnx.ModelProto()
-        model.CopyFrom(newest)
-        lower_opset(model, opset)
-        assert opset_of(model) == opset
-        assert model.ir_version == helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
-        onnx.checker.check_model(model, full_check=True)
-        found = outputs_of(session_of(model, 1), image)
+        lowered = onnx.ModelProto()
+        lowered.CopyFrom(newest)
+        lower_opset(lowered, opset)
+        assert opset_of(lowered) == opset
+        assert lowered.ir_version == helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
+        onnx.checker.check_model(lowered, full_check=True)
+        found = outputs_of(session_of(lowered, 1), image)
         for output, values in expected.items():
             assert np.abs(found[output] - values).max() <= 1e-5 * np.ptp(values)
 
