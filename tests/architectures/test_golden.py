@@ -1,6 +1,6 @@
 """Networks against figures of the published package: state-dict keys in order, parameters, outputs, feature maps.
 
-By default one case per family and one per architecture with its arguments; all of them with `pytest -m slow`.
+By default one case per family and one or two per architecture with its arguments; the others with `pytest -m slow`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,23 @@ from smp3d_export.encoders.spec import TIMM_PREFIX
 
 TIMM = pytest.mark.skipif(find_spec("timm_3d") is None, reason="timm_3d is not installed")
 
-# Unets with these encoders always run, and so do cases with arguments. The others are the same code with other columns.
+# Of the Unets without arguments, those with these encoders always run. The others are the same code with other columns.
 QUICK = {"resnet18", "se_resnext50_32x4d", "densenet121", "efficientnet-b0", "dpn68", "mit_b0", "mobileone_s1"}
+
+# Larger cases of what smaller ones have.
+LARGE = {
+    ("Unet", "resnet50"), ("MAnet", "densenet121"), ("Linknet", "resnet18"), ("FPN", "resnet34"),
+    ("PSPNet", "resnet34"), ("DeepLabV3", "resnext50_32x4d"), ("DeepLabV3Plus", "resnet18"),
+    ("UPerNet", "densenet121"), ("Segformer", "resnet34"),
+}  # fmt: skip
 
 
 def cases() -> list[Any]:
     params = []
     for case in reference("golden.json"):
         family_case = case["arch"] == "Unet" and not case["kwargs"]
-        marks = [pytest.mark.slow] if family_case and case["encoder"] not in QUICK else []
+        slow = (family_case and case["encoder"] not in QUICK) or (case["arch"], case["encoder"]) in LARGE
+        marks = [pytest.mark.slow] if slow else []
         if case["encoder"].startswith(TIMM_PREFIX):
             marks = [TIMM]
         params.append(pytest.param(case, marks=marks, id="-".join([case["arch"], case["encoder"], *case["kwargs"]])))
