@@ -123,7 +123,7 @@ def test_what_lies_beside_the_file_is_verified(export: Callable[..., Any], limit
 def test_a_file_over_the_limit_is_exported_as_a_small_one_is(
     export: Callable[..., Any], limit: Callable[[], None], name: str
 ) -> None:
-    made = EXPORTS[name.partition(" ")[0]][1:]
+    made = ("--static", *EXPORTS[name.partition(" ")[0]][1:])
     export(*TINY, "--to", "onnx", *made, "-o", "small")
     (small,) = Path().glob("small*/model.onnx")
     expected = export("from", str(small), "--to", *FILES[name], "-o", "of-small")
