@@ -256,8 +256,7 @@ def sampled(contract: ShapeContract) -> list[Shape]:
 def narrowed(captured: Captured, network: Network[Any], request: Request) -> Network[Any] | None:
     """The network with a larger smallest size or coarser multiples, at which a program is right. None if none are.
 
-    They are found from the program's own conditions. A larger smallest size is tried first, because it costs least:
-    programs are often wrong only for maps of one voxel.
+    They are found from the program's own conditions. A larger smallest size is tried first: it leaves out least.
     """
     from smp3d_export.contract import ShapeError
     from smp3d_export.sources.network import contract_for
