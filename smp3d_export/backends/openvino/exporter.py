@@ -70,6 +70,7 @@ class Exporter(exporter.Exporter):
     def export(self, variant: Variant, settings: Settings, folder: Path) -> Exported:
         import openvino
 
+        from smp3d_export.backends.openvino.map_statistics import refine
         from smp3d_export.backends.openvino.probe import dequantise, is_quantised, save_in_f32, wrong
         from smp3d_export.backends.openvino.runner import arithmetic
 
@@ -88,6 +89,7 @@ class Exporter(exporter.Exporter):
             dequantise(model, kept)
         elif settings.precision is not Precision.INT8:
             kept = wrong(model, contract, arithmetic(settings.precision))
+        refine(model, arithmetic(settings.precision))
         for key, value in settings.metadata.items():
             model.set_rt_info(value, key.split("."))
         save_in_f32(model, kept, file, compress=settings.precision in COMPRESSED)
