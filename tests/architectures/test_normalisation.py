@@ -82,7 +82,7 @@ def replaced(model: nn.Module, layer: Callable[[int], nn.Module]) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize(("name", "norm", "layer"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "norm", "layer"), CASES, ids=lambda value: "layer" if callable(value) else str(value))
 def test_the_layer_is_where_batch_normalisation_is(name: str, norm: Any, layer: Callable[[int], nn.Module]) -> None:
     model = built(name, decoder_use_norm=norm)
     by_hand = replaced(built(name), layer)
