@@ -195,7 +195,7 @@ def export_from(
     revision: options.Revision = None,
     seed: options.Seed = 0,
 ) -> Source:
-    """Export a network of your own, of nnU-Net or MONAI, or an ONNX file.
+    """Export your own network, one of nnU-Net or MONAI, or an ONNX file.
 
     A network of your own is what a function or class returns: package.module:factory or file.py:factory. This runs your
     code. The network's outputs, and the sizes that it takes, are found by running it.
