@@ -308,7 +308,7 @@ def test_the_device_is_that_asked_for_in_every_thread(device: Device, load) -> N
             TargetUnavailableError,
             "tensorrt cannot create an execution context for .*: it does not say why",
         ),
-        ({"names": ["image", "mask"]}, UsageError, r"has the bindings \['image', 'mask'\], which its manifest"),
+        ({"names": ["image", "mask"]}, UsageError, r"has the bindings \['image', 'mask'\], but its manifest"),
         ({"profile": [SMALL, SMALL, SMALL]}, UsageError, "has the profile"),
         ({"on": "cuda:2"}, TargetUnavailableError, "there is no GPU 2: this machine has 2, numbered from 0"),
     ],

@@ -43,7 +43,9 @@ def test_without_a_gpu_the_device_is_refused(cli) -> None:
         pytest.skip("there is a GPU")
     result = cli(*SMALL, "--device", "cuda:1", "--to", "onnx", "-o", "net")
     assert result.exit_code == 3
-    assert "--device is cuda:1, but PyTorch sees no GPU here: use --device cpu" in " ".join(result.stderr.split())
+    assert "--device is cuda:1, but PyTorch sees no GPU on this machine: use --device cpu" in " ".join(
+        result.stderr.split()
+    )
     assert not Path("net").exists()
 
 
